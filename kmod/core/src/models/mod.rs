@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Models of the interrupt controllers and timers that every VM has.
+#![forbid(unsafe_code)]
