@@ -12,6 +12,8 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod chipset;
+pub mod clock;
 pub mod devices;
 pub mod iospace;
 pub mod models;

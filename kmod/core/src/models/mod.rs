@@ -1,3 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Models of the interrupt controllers and timers that every VM has.
 #![forbid(unsafe_code)]
+
+pub mod invalid_state;
+
+pub use invalid_state::InvalidState;
