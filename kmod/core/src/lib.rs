@@ -14,6 +14,7 @@ extern crate std;
 
 pub mod chipset;
 pub mod clock;
+pub mod decode;
 pub mod devices;
 pub mod iospace;
 pub mod models;
