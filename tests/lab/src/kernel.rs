@@ -1,0 +1,172 @@
+//! The kernel of the emulated hosts: Debian's own binary, and what it takes to compile modules for it.
+//!
+//! Debian's header packages lack the kernel's Rust metadata, so the kernel's source is configured with
+//! Debian's configuration and prepared as far as modules need it. The result must equal what Debian
+//! compiled: [`check_symbols`] compares the hashes in all Rust symbol names with those that Debian's
+//! kernel exports, because nothing else would notice a wrong compiler before the host crashes.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::cache::{self, Cache, CacheLock};
+use crate::debkernel::KernelPackages;
+use crate::error::{file, LabError, Result};
+use crate::process::run_logged;
+use crate::progress::Step;
+use crate::tree::{Bind, Tree};
+
+/// Where a kernel's folder appears inside the tree. Kbuild writes absolute paths into what it makes,
+/// so it must be the same at each use.
+pub const KERNEL_DIR: &str = "/pvmm/kernel";
+
+/// Modules of Debian's package that hosts load (compressed there, not here), in load order.
+const DEBIAN_MODULES: [&str; 5] = [
+    "kernel/virt/lib/irqbypass.ko",
+    "kernel/arch/x86/kvm/kvm.ko",
+    "kernel/arch/x86/kvm/kvm-intel.ko",
+    "kernel/arch/x86/kvm/kvm-amd.ko",
+    "kernel/arch/x86/kernel/msr.ko",
+];
+
+/// Prepares `$K` from the tree's packages. The cloud kernel has no e1000 driver, which both emulators'
+/// network card needs: it is compiled from the same source.
+const PREPARE: &str = r#"
+cd "$K"
+xz -dc "/usr/src/$SOURCE.tar.xz" | tar -x
+mv "$SOURCE" source
+mkdir out modules
+xz -dc "$CONFIG" > out/.config
+cd source
+scripts/config --file "$K/out/.config" --set-str BUILD_SALT "$RELEASE"
+export KBUILD_OUTPUT="$K/out" LOCALVERSION
+make olddefconfig
+make -j"$(nproc)" prepare modules_prepare
+cp "/usr/src/linux-headers-$RELEASE/Module.symvers" "$K/out/"
+unset KBUILD_OUTPUT
+make -C "$K/out" M="$K/source/drivers/net/ethernet/intel/e1000" MO="$K/e1000" CONFIG_E1000=m modules
+strip -g -o "$K/modules/e1000.ko" "$K/e1000/e1000.ko"
+rm -r "$K/e1000"
+for module in $MODULES; do
+    from="/usr/lib/modules/$RELEASE/$module"
+    to="$K/modules/$(basename "$module")"
+    if [ -e "$from.xz" ]; then xz -dc "$from.xz" > "$to"; elif [ -e "$from" ]; then cp "$from" "$to"; fi
+done
+cp "/usr/lib/modules/$RELEASE/vmlinuz" "$K/vmlinuz"
+"#;
+
+/// A kernel that modules can be compiled for, and that hosts can boot.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    root: PathBuf,
+    packages: KernelPackages,
+}
+
+impl Kernel {
+    /// Returns the tree's kernel, prepared first if the cache doesn't hold it.
+    ///
+    /// # Errors
+    /// [`LabError::Command`], [`LabError::DiskFull`], [`LabError::File`].
+    pub fn ensure(cache: &Cache, lock: &CacheLock, tree: &Tree) -> Result<Self> {
+        let packages = tree.kernel()?;
+        let modules = DEBIAN_MODULES.join(" ");
+        let hash = cache::hash(
+            [tree.hash(), &packages.note(), PREPARE, &modules]
+                .iter()
+                .map(|s| s.as_bytes()),
+        );
+        let root = cache.make(lock, "kernel", &hash, |root| {
+            let step = Step::begin(
+                format!("Linux {} made ready for Rust modules", packages.release),
+                "3 min",
+            );
+            let log = cache.root().join("kernel.log");
+            // A log of an earlier try would only confuse.
+            let _ = fs::remove_file(&log);
+            let variables = format!(
+                "K={KERNEL_DIR} RELEASE='{}' SOURCE='{}' CONFIG='{}' LOCALVERSION='{}' MODULES='{modules}'",
+                packages.release,
+                packages.source_name(),
+                packages.config_path(),
+                packages.local_version(),
+            );
+            let mut command = tree.script(
+                &[Bind::rw(root, KERNEL_DIR)],
+                &format!("{variables}\n{PREPARE}"),
+            );
+            run_logged(&mut command, "preparing the kernel", &log)?;
+            check_symbols(&root.join("out"))?;
+            step.done();
+            Ok(())
+        })?;
+        Ok(Kernel { root, packages })
+    }
+
+    /// The kernel's folder outside: `source`, `out`, `modules`, `vmlinuz`.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What `uname -r` says on a host.
+    pub fn release(&self) -> &str {
+        &self.packages.release
+    }
+
+    /// The kernel as its boot loader takes it.
+    pub fn vmlinuz(&self) -> PathBuf {
+        self.root.join("vmlinuz")
+    }
+
+    /// A module for hosts to load, by its file name.
+    pub fn module(&self, name: &str) -> PathBuf {
+        self.root.join("modules").join(name)
+    }
+}
+
+/// Checks that the prepared tree's Rust symbols are those of Debian's binary kernel.
+///
+/// # Errors
+/// [`LabError::Command`] with the number of differences; [`LabError::File`].
+fn check_symbols(out: &Path) -> Result<()> {
+    let symvers = out.join("Module.symvers");
+    let text = fs::read_to_string(&symvers).map_err(file("can't read", &symvers))?;
+    let theirs = rust_symbols(&text);
+    let mut ours = BTreeSet::new();
+    for name in ["core", "bindings", "kernel"] {
+        let path = out.join(format!("rust/exports_{name}_generated.h"));
+        let text = fs::read_to_string(&path).map_err(file("can't read", &path))?;
+        ours.extend(rust_symbols(&text));
+    }
+    let missing: Vec<&String> = ours.difference(&theirs).take(3).collect();
+    if ours.is_empty() || !missing.is_empty() {
+        return Err(LabError::Command {
+            what: "comparing the kernel's Rust symbols with Debian's binary".to_owned(),
+            status: format!("{} symbols compared", ours.len()),
+            tail: format!("not in Debian's kernel, among others: {missing:?}"),
+            log: symvers,
+        });
+    }
+    Ok(())
+}
+
+/// All mangled Rust names (`_R...`) in a text.
+fn rust_symbols(text: &str) -> BTreeSet<String> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '$' || c == '.'))
+        .filter(|word| word.starts_with("_R"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rust_symbols_are_found_in_both_kinds_of_file() {
+        let symvers =
+            "0x00000000\t_RNvCs1_4core3foo\tvmlinux\tEXPORT_SYMBOL_GPL\t\n0x0\tprintk\tvmlinux";
+        let exports = "EXPORT_SYMBOL_RUST_GPL(_RNvCs1_4core3foo);\n";
+        assert_eq!(rust_symbols(symvers), rust_symbols(exports));
+        assert_eq!(rust_symbols(symvers).len(), 1);
+    }
+}

@@ -1,0 +1,164 @@
+//! What commands need before they can start: tree and kernel, then module, programs and image.
+
+use std::path::PathBuf;
+
+use pvmm_lab::cache::Cache;
+use pvmm_lab::image::{self, GuestFile};
+use pvmm_lab::kernel::Kernel;
+use pvmm_lab::machine;
+use pvmm_lab::module::{self, Module};
+use pvmm_lab::progress::Step;
+use pvmm_lab::sandbox;
+use pvmm_lab::tree::Tree;
+use pvmm_lab::Prepared;
+
+use crate::error::{start, Error, Result};
+use crate::paths::{self, TRIPLE};
+
+/// What doesn't depend on the checkout.
+pub struct Base {
+    /// The Debian 13 tree.
+    pub tree: Tree,
+    /// Its kernel.
+    pub kernel: Kernel,
+}
+
+impl Base {
+    /// Makes what the cache lacks.
+    ///
+    /// # Errors
+    /// Those of the lab.
+    pub fn ensure() -> Result<Self> {
+        sandbox::check_machine()?;
+        let cache = Cache::open()?;
+        let lock = cache.lock()?;
+        let tree = Tree::ensure(&cache, &lock)?;
+        let kernel = Kernel::ensure(&cache, &lock, &tree)?;
+        Ok(Base { tree, kernel })
+    }
+
+    /// Compiles the checkout's module for the lab's kernel; none while the checkout has no module.
+    ///
+    /// # Errors
+    /// Those of the lab.
+    pub fn module(&self) -> Result<Option<Module>> {
+        let checkout = paths::workspace();
+        if !checkout.join("Kbuild").exists() {
+            eprintln!("    (no Kbuild file in the checkout: no pvmm.ko)");
+            return Ok(None);
+        }
+        let step = Step::begin("pvmm.ko for the lab's kernel", "20 s");
+        let out = paths::lab().join("module");
+        let module = module::build(&self.tree, &self.kernel, &checkout, "pvmm", &out)?;
+        step.done();
+        for line in &module.warnings {
+            eprintln!("    {line}");
+        }
+        Ok(Some(module))
+    }
+
+    /// Makes the image that hosts boot, with `module`, the checkout's programs and `extra` files.
+    ///
+    /// # Errors
+    /// [`Error::Cargo`]; those of the lab.
+    pub fn image(&self, module: Option<&Module>, extra: Vec<GuestFile>) -> Result<Prepared> {
+        let mut files = programs()?;
+        files.extend(module.map(|module| GuestFile {
+            path: "/lib/modules/pvmm.ko".to_owned(),
+            source: module.stripped.clone(),
+        }));
+        files.extend(extra);
+        let image = image::build(
+            &self.tree,
+            &self.kernel,
+            &files,
+            machine::COMMAND_LINE,
+            pvmm_lab::MTU,
+            &paths::lab().join("image"),
+        )?;
+        Ok(Prepared {
+            tree: self.tree.hash().to_owned(),
+            image,
+            runs: paths::lab().join("runs"),
+        })
+    }
+}
+
+/// Programs of the workspace that hosts get, when the workspace has them.
+const PROGRAMS: [(&str, &str); 2] = [("pvmm-agent", "pvmm-agent"), ("pvmmd", "pvmmd")];
+
+/// Builds the programs for the hosts: linked statically, since a host has no libraries.
+fn programs() -> Result<Vec<GuestFile>> {
+    let present = packages()?;
+    let wanted: Vec<_> = PROGRAMS
+        .iter()
+        .filter(|(package, _)| present.iter().any(|name| name == package))
+        .collect();
+    let target = paths::lab().join("target");
+    let step = Step::begin("programs for the emulated hosts", "30 s the first time");
+    let mut command = paths::cargo(&["build", "--quiet", "--release", "--target", TRIPLE]);
+    command
+        .arg("--target-dir")
+        .arg(&target)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    for (package, program) in &wanted {
+        command.args(["--package", package, "--bin", program]);
+    }
+    if !command.status().map_err(start("cargo"))?.success() {
+        return Err(Error::Cargo("build --release".to_owned()));
+    }
+    step.done();
+    let built = target.join(TRIPLE).join("release");
+    Ok(wanted
+        .iter()
+        .map(|(_, program)| GuestFile {
+            path: format!("/bin/{program}"),
+            source: built.join(program),
+        })
+        .collect())
+}
+
+/// Names of the workspace's packages.
+pub fn packages() -> Result<Vec<String>> {
+    let metadata = metadata()?;
+    let packages = metadata["packages"]
+        .as_array()
+        .ok_or_else(|| Error::CargoOutput {
+            command: "metadata",
+            why: "no packages".to_owned(),
+        })?;
+    Ok(packages
+        .iter()
+        .filter_map(|package| package["name"].as_str().map(str::to_owned))
+        .collect())
+}
+
+/// What `cargo metadata --no-deps` says.
+pub fn metadata() -> Result<serde_json::Value> {
+    let out = paths::cargo(&["metadata", "--no-deps", "--format-version=1", "--quiet"])
+        .output()
+        .map_err(start("cargo"))?;
+    if !out.status.success() {
+        return Err(Error::CargoOutput {
+            command: "metadata",
+            why: String::from_utf8_lossy(&out.stderr).into_owned(),
+        });
+    }
+    serde_json::from_slice(&out.stdout).map_err(|e| Error::CargoOutput {
+        command: "metadata",
+        why: e.to_string(),
+    })
+}
+
+/// A local file and its path in the hosts, from `FILE:/PATH`.
+pub fn guest_file(argument: &str) -> std::result::Result<GuestFile, String> {
+    let (source, path) = argument
+        .rsplit_once(':')
+        .filter(|(source, path)| !source.is_empty() && path.starts_with('/'))
+        .ok_or("expected FILE:/PATH/IN/THE/HOST")?;
+    Ok(GuestFile {
+        path: path.to_owned(),
+        source: PathBuf::from(source),
+    })
+}

@@ -1,0 +1,137 @@
+//! `cargo xtask test`: all checks, from the quickest to the slowest.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use clap::Args;
+use pvmm_lab::{sandbox, PREPARED};
+
+use crate::checks::Checks;
+use crate::dependencies;
+use crate::error::{file, start, Error, Result};
+use crate::paths;
+use crate::prepare::{packages, Base};
+
+/// Which checks.
+#[derive(Args)]
+pub struct Arguments {
+    /// Leave out what needs emulated hosts and the module
+    #[arg(long)]
+    quick: bool,
+    /// Only the end-to-end tests whose name contains this
+    #[arg(long, value_name = "NAME")]
+    e2e: Option<String>,
+}
+
+/// Package of the end-to-end tests.
+const E2E: &str = "pvmm-e2e";
+
+/// Runs the checks.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let mut checks = Checks::default();
+    if arguments.e2e.is_none() {
+        source(&mut checks);
+    }
+    if !arguments.quick {
+        if let Err(e) = machines(&mut checks, arguments.e2e.as_deref()) {
+            eprintln!("error: {e}");
+            checks.check("preparing the emulated hosts", "0 s", || Ok(false));
+        }
+    }
+    Ok(if checks.report() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// What needs no emulated host.
+fn source(checks: &mut Checks) {
+    checks.command(
+        "formatting",
+        "2 s",
+        &mut paths::cargo(&["fmt", "--all", "--check"]),
+    );
+    checks.check("direction of dependencies", "1 s", dependencies::check);
+    let lints = [
+        "clippy",
+        "--quiet",
+        "--workspace",
+        "--all-targets",
+        "--features",
+        "pvmm-e2e/lab",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    checks.command("lints", "1 min the first time", &mut paths::cargo(&lints));
+    checks.tests(
+        "unit and property tests",
+        "2 min the first time",
+        &mut paths::cargo(&["test", "--quiet", "--workspace", "--", "--format=pretty"]),
+    );
+}
+
+/// The module, and the end-to-end tests.
+fn machines(checks: &mut Checks, filter: Option<&str>) -> Result<()> {
+    let base = Base::ensure()?;
+    let module = base.module()?;
+    if let Some(module) = &module {
+        checks.check("the module builds without a warning", "0 s", || {
+            Ok(module.warnings.is_empty())
+        });
+    }
+    let prepared = base.image(module.as_ref(), Vec::new())?.save()?;
+    if !packages()?.iter().any(|name| name == E2E) {
+        return Ok(());
+    }
+    let own = env::current_exe().map_err(file("can't find", Path::new("this program")))?;
+    for program in test_programs()? {
+        let mut words = vec![
+            OsString::from("--test-threads=2"),
+            OsString::from("--format=pretty"),
+        ];
+        words.extend(filter.map(OsString::from));
+        let name = program.file_stem().unwrap_or_default().to_string_lossy();
+        let name = name.rsplit_once('-').map_or(&*name, |(name, _)| name);
+        checks.tests(
+            &format!("emulated hosts: {name}"),
+            "5 min",
+            sandbox::command(&program.clone().into_os_string(), &words)
+                .env(PREPARED, &prepared)
+                .env("PVMM_XTASK", &own),
+        );
+    }
+    Ok(())
+}
+
+/// Compiles the end-to-end tests; outside of the namespaces, where cargo has the network.
+fn test_programs() -> Result<Vec<PathBuf>> {
+    let mut command: Command = paths::cargo(&["test", "--quiet", "--no-run", "--package", E2E]);
+    let out = command
+        .args(["--features", "lab", "--test", "*", "--message-format=json"])
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .map_err(start("cargo"))?;
+    if !out.status.success() {
+        return Err(Error::Cargo("test --no-run".to_owned()));
+    }
+    let mut programs = Vec::new();
+    for line in String::from_utf8_lossy(&out.stdout).lines() {
+        let message: serde_json::Value =
+            serde_json::from_str(line).map_err(|e| Error::CargoOutput {
+                command: "test --no-run",
+                why: e.to_string(),
+            })?;
+        programs.extend(message["executable"].as_str().map(PathBuf::from));
+    }
+    if programs.is_empty() {
+        return Err(Error::CargoOutput {
+            command: "test --no-run",
+            why: "no test programs".to_owned(),
+        });
+    }
+    Ok(programs)
+}
