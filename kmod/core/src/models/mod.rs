@@ -2,6 +2,8 @@
 //! Models of the interrupt controllers and timers that every VM has.
 #![forbid(unsafe_code)]
 
+pub mod apic_message;
 pub mod invalid_state;
+pub mod local_apic;
 
 pub use invalid_state::InvalidState;
