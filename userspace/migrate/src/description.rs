@@ -309,7 +309,7 @@ pub struct HostDescription {
     pub free_memory: u64,
     /// Physical devices for incoming guests.
     pub granted: Vec<GrantedDevice>,
-    /// Userspace devices that this daemon can restore, with the highest version that it knows.
+    /// Userspace devices that this daemon can restore, with the version of their state layout.
     pub user_devices: Vec<UserDeviceDescription>,
     /// Names of the guests that are here; a name can be there only once.
     pub names: Vec<String>,

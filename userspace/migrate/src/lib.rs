@@ -10,8 +10,10 @@
 //! [`clock`] carries the guest's time, [`job`] and [`statistics`] are what an operator sees.
 #![forbid(unsafe_code)]
 
+mod channel;
 pub mod clock;
 pub mod codec;
+pub mod compat;
 pub mod cpuid;
 pub mod description;
 pub mod devices;
@@ -23,8 +25,10 @@ pub mod pages;
 pub mod phase;
 pub mod refusal;
 pub mod session;
+pub mod source;
 pub mod state;
 pub mod statistics;
+pub mod target;
 pub mod transport;
 pub mod vm;
 pub mod wire;

@@ -261,6 +261,14 @@ impl Frames {
         Ok(new)
     }
 
+    /// Takes all out.
+    pub fn clear(&mut self) {
+        for region in &mut self.regions {
+            region.bits.fill(0);
+        }
+        self.count = 0;
+    }
+
     /// Whether a frame is in the set.
     pub fn contains(&self, gfn: u64) -> bool {
         self.regions

@@ -4,6 +4,7 @@
 //! Place on the path: the answer to the description. It travels back to the source as a record, so that the operator
 //! there reads the same text as in the target's log.
 
+use crate::channel::printable;
 use crate::cpuid::bit_names;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -165,7 +166,8 @@ impl fmt::Display for Refusal {
             if index > 0 {
                 f.write_str("; ")?;
             }
-            reason.fmt(f)?;
+            // The texts in it may be a peer's.
+            f.write_str(&printable(&reason.to_string()))?;
         }
         Ok(())
     }

@@ -16,6 +16,7 @@
 mod preamble;
 mod record;
 
+pub(crate) use preamble::body_length;
 pub use preamble::{Answer, Offer, Purpose, PREAMBLE_LEN};
 pub use record::{RecordHeader, RECORD_HEADER_LEN};
 
