@@ -5,10 +5,53 @@
 //! sequence that brings a fresh device into the same state.
 #![forbid(unsafe_code)]
 
-use crate::iospace::Access;
+pub mod log;
+
+pub use log::{Entry, Log};
+
+use crate::iospace::{Access, Location, Width};
+use crate::replay::{Backend, Hidden};
 
 /// Watches one device. It sees accesses, it cannot change them.
 pub trait Recorder {
     /// Notes an access that the device has had. Called in the exit path: short, no sleep, any CPU.
     fn after(&mut self, access: &Access);
+}
+
+/// Shows a recorder each byte of an access to an 8-bit device, at rising offsets, as the ISA bus splits it.
+pub(crate) fn each_byte(access: &Access, mut show: impl FnMut(Access)) {
+    for (index, value) in (0..access.width.bytes()).zip(access.value.to_le_bytes()) {
+        show(Access {
+            at: Location::new(access.at.range, access.at.offset.wrapping_add(index.into())),
+            width: Width::W1,
+            direction: access.direction,
+            value: value.into(),
+        });
+    }
+}
+
+/// A backend whose recorder sees what the monitor does to it. Restore plans are executed on this, so that the device
+/// can be captured again, and moved on, as if the guest had programmed it here.
+pub struct Recorded<'a> {
+    /// The device.
+    pub backend: &'a mut dyn Backend,
+    /// Its recorder.
+    pub recorder: &'a mut dyn Recorder,
+}
+
+impl Backend for Recorded<'_> {
+    fn read(&mut self, at: Location, width: Width) -> u64 {
+        let value = self.backend.read(at, width);
+        self.recorder.after(&Access::read(at, width, value));
+        value
+    }
+
+    fn write(&mut self, at: Location, width: Width, value: u64) {
+        self.backend.write(at, width, value);
+        self.recorder.after(&Access::write(at, width, value));
+    }
+
+    fn hidden(&mut self) -> Option<&mut dyn Hidden> {
+        self.backend.hidden()
+    }
 }
