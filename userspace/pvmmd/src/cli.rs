@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The command line. Long options are virsh's where it has them.
+
+use clap::{Args, Parser, Subcommand};
+use pvmm_control::{size, DEFAULT_SOCKET};
+use pvmm_migrate::description::validate_name;
+use pvmm_migrate::{Mode, TimeoutAction, Url};
+use pvmm_vmm::{DeviceSpec, IrqChip};
+use std::path::PathBuf;
+
+/// A virtual machine monitor whose guests drive real devices and can still be moved while they run.
+#[derive(Debug, Parser)]
+#[command(name = "pvmmd", version, about, after_help = EXIT_CODES, max_term_width = 100)]
+pub struct Cli {
+    /// The daemon's control socket.
+    #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 failed (a guest that was to be moved still runs here, unless the message says otherwise); 2 wrong \
+usage; 3 cancelled; 4 refused before anything happened.
+The daemon's log goes to standard error; RUST_LOG selects its detail (error, warn, info, debug, trace).";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon in the foreground.
+    Serve(Serve),
+    /// Boot a guest.
+    Run(Run),
+    /// List the guests.
+    List(Output),
+    /// Show a guest.
+    Info(GuestOutput),
+    /// Stop a guest's vCPUs and its time.
+    Pause(Guest),
+    /// Let a paused guest go on.
+    Resume(Guest),
+    /// End a guest.
+    Stop(Guest),
+    /// Connect to a guest's console; ^] leaves it.
+    Console(Console),
+    /// Move a running guest to a peer.
+    Migrate(Migrate),
+    /// Give a move up; the guest goes on here.
+    MigrateCancel(Guest),
+    /// Decide what becomes of a guest whose move was interrupted at its very end. Without an option, ask the peer again.
+    MigrateRecover(MigrateRecover),
+    /// Show how a guest's move stands, or how the last one ended.
+    JobInfo(GuestOutput),
+    /// Show a guest's devices and where they are.
+    Devices(GuestOutput),
+    /// Show what the module and this host can do.
+    Capabilities(Output),
+    /// Show the versions of daemon and module.
+    Version(Output),
+}
+
+/// Options of commands about one guest.
+#[derive(Debug, Args)]
+pub struct Guest {
+    /// The guest's name.
+    #[arg(value_parser = guest_name)]
+    pub name: String,
+}
+
+/// Options of commands that print.
+#[derive(Debug, Args)]
+pub struct Output {
+    /// Print JSON, for programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of commands that print something about one guest.
+#[derive(Debug, Args)]
+pub struct GuestOutput {
+    /// The guest's name.
+    #[arg(value_parser = guest_name)]
+    pub name: String,
+    /// Print JSON, for programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `serve`.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Take guests from peers at this address: tcp:HOST:PORT or unix:PATH. Can be repeated. The stream is neither encrypted
+    /// nor authenticated: use a network that only trusted hosts reach.
+    #[arg(long, value_name = "URL")]
+    pub listen: Vec<Url>,
+    /// Let incoming guests use this device, e.g. serial,port=0x2f8,irq=3[,host-port=0x3e8][,host-irq=4]. Can be repeated.
+    #[arg(long, value_name = "DEVICE")]
+    pub grant: Vec<DeviceSpec>,
+    /// Memory that all guests together may have. Default: what the host has free when a guest comes.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub max_memory: Option<u64>,
+    /// Write what each guest prints to DIR/NAME.log.
+    #[arg(long, value_name = "DIR")]
+    pub console_log: Option<PathBuf>,
+}
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Name of the new guest: letters, digits, '-', '_' and '.'.
+    #[arg(long, value_parser = guest_name)]
+    pub name: String,
+    /// Kernel: an unmodified bzImage, such as /boot/vmlinuz-VERSION.
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// Initial RAM disk.
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0")]
+    pub cmdline: String,
+    /// Memory, e.g. 128M.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub memory: u64,
+    /// Interrupt controllers: apic (with ACPI) or pic (the 8259 pair alone, no ACPI).
+    #[arg(long, value_name = "KIND", value_parser = irqchip, default_value = "apic")]
+    pub irqchip: IrqChip,
+    /// Give the guest a device of this host, e.g. serial,port=0x2f8,irq=3[,host-port=0x3e8][,host-irq=4]. Can be repeated.
+    #[arg(long = "device", value_name = "DEVICE")]
+    pub devices: Vec<DeviceSpec>,
+    /// Connect to the console at once; ^] leaves it.
+    #[arg(long)]
+    pub console: bool,
+}
+
+/// Options of `console`.
+#[derive(Debug, Args)]
+pub struct Console {
+    /// The guest's name.
+    #[arg(value_parser = guest_name)]
+    pub name: String,
+    /// Leave out what was printed before.
+    #[arg(long)]
+    pub no_backlog: bool,
+}
+
+/// Options of `migrate`.
+#[derive(Debug, Args)]
+pub struct Migrate {
+    /// The guest's name.
+    #[arg(value_parser = guest_name)]
+    pub name: String,
+    /// Where to: tcp:HOST:PORT or unix:PATH, an address at which a peer's `pvmmd serve --listen` waits.
+    pub url: Url,
+    /// When the guest stops: precopy (after its memory is copied, briefly) or stopcopy (first).
+    #[arg(long, value_parser = mode, default_value = "precopy")]
+    pub mode: Mode,
+    /// How long the guest may be paused, in milliseconds. Default: 300.
+    #[arg(long, value_name = "MS")]
+    pub downtime_limit: Option<u64>,
+    /// Use at most this many MiB per second while the guest runs.
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub bandwidth: Option<u64>,
+    /// Seconds until the guest must have been paused. Default: 300, or 150 per GiB of memory if that is longer.
+    #[arg(long, value_name = "S")]
+    pub timeout: Option<u64>,
+    /// What happens then: cancel (the guest goes on here), suspend (it is paused and the move finishes) or ignore.
+    #[arg(long, value_name = "ACTION", value_parser = timeout_action, default_value = "cancel")]
+    pub timeout_action: TimeoutAction,
+    /// Print the progress as lines of JSON, for programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `migrate-recover`.
+#[derive(Debug, Args)]
+pub struct MigrateRecover {
+    /// The guest's name.
+    #[arg(value_parser = guest_name)]
+    pub name: String,
+    /// The peer certainly does not run the guest: let it go on here.
+    #[arg(long, conflicts_with = "discard")]
+    pub resume_here: bool,
+    /// The peer runs the guest: discard it here.
+    #[arg(long)]
+    pub discard: bool,
+}
+
+fn guest_name(text: &str) -> Result<String, String> {
+    validate_name("guest name", text)?;
+    Ok(text.to_owned())
+}
+
+fn irqchip(text: &str) -> Result<IrqChip, String> {
+    match text {
+        "apic" => Ok(IrqChip::Apic),
+        "pic" => Ok(IrqChip::Pic),
+        _ => Err(format!("\"{text}\" is neither apic nor pic")),
+    }
+}
+
+fn mode(text: &str) -> Result<Mode, String> {
+    text.parse()
+}
+
+fn timeout_action(text: &str) -> Result<TimeoutAction, String> {
+    text.parse()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("pvmmd").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_documented_form_is_understood() {
+        for line in [
+            "serve",
+            "serve --socket /tmp/s --listen tcp:0.0.0.0:7000 --listen unix:/tmp/m --grant serial,port=0x2f8,irq=3 --max-memory 2G",
+            "run --name a --kernel k --memory 128M",
+            "run --name a --kernel k --initrd i --cmdline quiet --memory 1G --irqchip pic --device serial,port=0x2f8,irq=3,backend=physical --console",
+            "list",
+            "list --json",
+            "info a --json",
+            "pause a",
+            "resume a",
+            "stop a",
+            "console a",
+            "migrate a tcp:host:7000",
+            "migrate a tcp:[::1]:7000 --mode stopcopy --downtime-limit 100 --bandwidth 50 --timeout 60 --timeout-action suspend --json",
+            "migrate-cancel a",
+            "migrate-recover a --discard",
+            "job-info a --json",
+            "devices a",
+            "capabilities --json",
+            "version",
+        ] {
+            if let Err(error) = parse(line) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_option_and_what_would_be_right() {
+        for (line, parts) in [
+            (
+                "run --name a --kernel k --memory 12X",
+                &["--memory", "12X", "128M"][..],
+            ),
+            (
+                "run --name a/b --kernel k --memory 1G",
+                &["--name", "a/b", "letters, digits"],
+            ),
+            (
+                "run --name a --kernel k --memory 1G --irqchip both",
+                &["--irqchip", "both", "neither apic nor pic"],
+            ),
+            (
+                "run --name a --kernel k --memory 1G --device serial,port=9",
+                &["--device", "\"9\"", "0x2f8"],
+            ),
+            ("run --name a --memory 1G", &["--kernel"]),
+            (
+                "serve --listen 1.2.3.4:7000",
+                &["--listen", "tcp:HOST:PORT"],
+            ),
+            ("serve --grant nic", &["--grant", "nic", "serial"]),
+            ("migrate a host", &["tcp:HOST:PORT"]),
+            (
+                "migrate a tcp:h:1 --mode warp",
+                &["--mode", "warp", "precopy"],
+            ),
+            ("migrate a tcp:h:1 --bandwidth 0", &["--bandwidth", "0"]),
+            (
+                "migrate a tcp:h:1 --timeout-action wait",
+                &["--timeout-action", "suspend"],
+            ),
+            (
+                "migrate-recover a --discard --resume-here",
+                &["--discard", "--resume-here"],
+            ),
+            ("info ..", &["letters, digits"]),
+        ] {
+            let error = parse(line).map(|_| ()).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+            let text = error.to_string();
+            for part in parts {
+                assert!(text.contains(part), "{line}: {text} lacks {part}");
+            }
+        }
+    }
+}

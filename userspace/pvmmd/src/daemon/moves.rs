@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A move away from here: started by a request, carried out in a thread of its own, watched by any number of clients. A
+//! client that goes away does not stop it.
+
+use super::guest::Guest;
+use super::source::Leaving;
+use super::{lock, spawn, Daemon};
+use pvmm_control::request::{Decision, Migrate};
+use pvmm_control::{ControlError, ErrorClass};
+use pvmm_migrate::source::{self, Recovered};
+use pvmm_migrate::{Failure, Job, SourceOptions, Url};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+/// What a move came to.
+pub type Outcome = Result<(), ControlError>;
+
+/// A move.
+pub struct Move {
+    job: Job,
+    target: Url,
+    outcome: Mutex<Option<Outcome>>,
+    over: Condvar,
+}
+
+impl Move {
+    fn new(target: Url) -> Arc<Self> {
+        Arc::new(Self {
+            job: Job::new(),
+            target,
+            outcome: Mutex::default(),
+            over: Condvar::new(),
+        })
+    }
+
+    /// Its statistics and the handle that cancels it.
+    pub fn job(&self) -> &Job {
+        &self.job
+    }
+
+    /// If its thread has ended. A guest in doubt is not being moved any more.
+    pub fn is_over(&self) -> bool {
+        lock(&self.outcome).is_some()
+    }
+
+    /// Waits for its end, at most `limit`.
+    pub fn wait(&self, limit: Duration) -> Option<Outcome> {
+        self.over
+            .wait_timeout_while(lock(&self.outcome), limit, |outcome| outcome.is_none())
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .clone()
+    }
+
+    fn finish(&self, outcome: Outcome) {
+        *lock(&self.outcome) = Some(outcome);
+        self.over.notify_all();
+    }
+}
+
+/// Ends a move's record even if its thread panics.
+struct FinishGuard(Arc<Move>);
+
+impl Drop for FinishGuard {
+    fn drop(&mut self) {
+        if !self.0.is_over() {
+            self.0.finish(Err(ControlError::failed(
+                "the thread of the move ended unexpectedly; this is a bug in pvmmd",
+            )));
+        }
+    }
+}
+
+/// The engine's options for a request.
+pub fn options(request: &Migrate) -> Result<SourceOptions, ControlError> {
+    let mut options = SourceOptions::default();
+    if let Some(mode) = &request.mode {
+        options.mode = mode.parse().map_err(ControlError::invalid)?;
+    }
+    if let Some(limit) = request.downtime_limit {
+        options.downtime_limit = Duration::from_millis(limit);
+    }
+    if request.max_bandwidth == Some(0) {
+        return Err(ControlError::invalid(
+            "a bandwidth of 0 would never move anything; leave it out for no limit",
+        ));
+    }
+    options.bandwidth = request.max_bandwidth;
+    options.timeout = request.timeout.map(Duration::from_secs);
+    if let Some(action) = &request.timeout_action {
+        options.timeout_action = action.parse().map_err(ControlError::invalid)?;
+    }
+    Ok(options)
+}
+
+/// Starts to move a guest away.
+pub fn start(
+    daemon: &Daemon,
+    guest: &Arc<Guest>,
+    request: &Migrate,
+) -> Result<Arc<Move>, ControlError> {
+    let url: Url = request.url.parse().map_err(ControlError::invalid)?;
+    let options = options(request)?;
+    let capabilities = daemon
+        .hypervisor()
+        .capabilities()
+        .map_err(ControlError::failed)?;
+    let mut leaving = Leaving::new(guest.vm()?, &capabilities)?;
+    let new = Move::new(url);
+    guest.begin_move(&new)?;
+    let (this, guest) = (Arc::clone(&new), Arc::clone(guest));
+    spawn(format!("move {}", guest.name()), move || {
+        let guard = FinishGuard(Arc::clone(&this));
+        tracing::info!(guest = guest.name(), target = %this.target, "moving");
+        let outcome = match source::migrate(&mut leaving, &this.target, &options, &this.job) {
+            Ok(report) => {
+                for note in &report.notes {
+                    tracing::warn!(guest = guest.name(), "{note}");
+                }
+                guest.finish(pvmm_vmm::vcpu::End::Moved);
+                Ok(())
+            }
+            Err(failure) => Err(failed(&guest, *failure)),
+        };
+        this.finish(outcome);
+        drop(guard);
+    })?;
+    Ok(new)
+}
+
+/// Resolves a doubt as the operator decided.
+pub fn recover(guest: &Arc<Guest>, decision: Decision, daemon: &Daemon) -> Outcome {
+    let name = guest.name();
+    let not_in_doubt = || {
+        ControlError::failed(format!(
+            "there is no doubt where guest \"{name}\" runs; `pvmmd info {name}` says what it does"
+        ))
+    };
+    let (vm, this) = (guest.vm()?, guest.current_move().ok_or_else(not_in_doubt)?);
+    let capabilities = daemon
+        .hypervisor()
+        .capabilities()
+        .map_err(ControlError::failed)?;
+    let mut leaving = Leaving::new(vm, &capabilities)?;
+    let in_doubt = *guest.take_doubt().ok_or_else(not_in_doubt)?;
+    let (target, job) = (&this.target, &this.job);
+    let recovered = match decision {
+        Decision::Ask => source::recover(
+            &mut leaving,
+            in_doubt,
+            target,
+            &SourceOptions::default(),
+            job,
+        ),
+        Decision::ResumeHere => source::resume_here(&mut leaving, in_doubt, target, job),
+        Decision::Discard => Ok(source::discard(&mut leaving, in_doubt, job)),
+    };
+    let notes = match recovered {
+        Ok(Recovered::AtTarget { notes }) => {
+            guest.finish(pvmm_vmm::vcpu::End::Moved);
+            notes
+        }
+        Ok(Recovered::ResumedHere { notes }) => notes,
+        Err(failure) => return Err(failed(guest, *failure)),
+    };
+    for note in notes {
+        tracing::warn!(guest = name, "{note}");
+    }
+    Ok(())
+}
+
+/// Keeps a doubt, and tells a client why a move failed.
+fn failed(guest: &Guest, failure: Failure) -> ControlError {
+    let class = match failure.exit_code() {
+        3 => ErrorClass::Cancelled,
+        4 => ErrorClass::Refused,
+        _ => ErrorClass::Failed,
+    };
+    let error = ControlError::new(class, failure.to_string());
+    tracing::warn!(guest = guest.name(), %error, "the move failed");
+    if let pvmm_migrate::Guest::InDoubt(in_doubt) = failure.guest {
+        guest.set_in_doubt(in_doubt);
+    }
+    error
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Listens: for clients on the control socket, for peers at the addresses of `--listen`.
+
+use super::target::Host;
+use super::{console, lock, spawn, Daemon};
+use pvmm_control::{line, ControlError, Envelope, ErrorClass, Message, Reply, Request};
+use pvmm_migrate::target::{self, Served};
+use pvmm_migrate::{Job, Listener, TargetOptions, Url};
+use std::fs;
+use std::io::{self, BufReader, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How many moves can arrive at once; more are turned away before they cost anything.
+const MAX_ARRIVING: usize = 16;
+/// How long to wait after an error of accepting, which is most often a lack of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why the daemon cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Somebody serves this socket.
+    #[error(
+        "a daemon is already running at {0}; stop it first, or choose another socket with --socket"
+    )]
+    Running(PathBuf),
+    /// The socket cannot be made.
+    #[error("cannot listen at {path}: {reason}; run pvmmd as root, or choose another socket with --socket")]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// The system's reason.
+        reason: io::Error,
+    },
+    /// An address for moves cannot be used.
+    #[error("cannot listen for guests at {url}: {reason}; choose another address with --listen")]
+    Listen {
+        /// Which.
+        url: Url,
+        /// The system's reason.
+        reason: io::Error,
+    },
+    /// The console logs' directory cannot be used.
+    #[error("cannot use {path} for console logs: {reason}")]
+    ConsoleLog {
+        /// The directory.
+        path: PathBuf,
+        /// The system's reason.
+        reason: io::Error,
+    },
+    /// A thread cannot be started.
+    #[error(transparent)]
+    Thread(#[from] ControlError),
+}
+
+/// The control socket. Removed when dropped.
+pub struct ControlSocket {
+    path: PathBuf,
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        // It may have been removed by hand.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Serves the control socket at `path`, in threads. The socket of a daemon that is gone is replaced.
+pub fn serve_control(daemon: &Arc<Daemon>, path: &Path) -> Result<ControlSocket, ServeError> {
+    let failed = |reason| ServeError::Socket {
+        path: path.to_owned(),
+        reason,
+    };
+    if let Some(directory) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(directory)
+            .map_err(failed)?;
+    }
+    let listener = match UnixListener::bind(path) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            if UnixStream::connect(path).is_ok() {
+                return Err(ServeError::Running(path.to_owned()));
+            }
+            fs::remove_file(path).map_err(failed)?;
+            UnixListener::bind(path).map_err(failed)?
+        }
+        other => other.map_err(failed)?,
+    };
+    fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    let daemon = Arc::clone(daemon);
+    spawn("control".into(), move || loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                let daemon = Arc::clone(&daemon);
+                if let Err(error) = spawn("client".into(), move || serve_client(&daemon, &stream)) {
+                    tracing::warn!(%error, "a client is turned away");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a client cannot be accepted");
+                std::thread::sleep(ACCEPT_PAUSE);
+            }
+        }
+    })?;
+    Ok(ControlSocket {
+        path: path.to_owned(),
+    })
+}
+
+/// Serves one client until it goes.
+fn serve_client(daemon: &Arc<Daemon>, stream: &UnixStream) {
+    let mut reader = BufReader::new(stream);
+    let mut writer = stream;
+    loop {
+        let envelope: Envelope = match line::read(&mut reader) {
+            Ok(Some(envelope)) => envelope,
+            Ok(None) => return,
+            Err(error) => {
+                let error = ControlError::invalid(format!("the request cannot be read: {error}"));
+                // The client may be gone, and the stream is out of step.
+                let _ = line::write(&mut writer, &Message::Error(error));
+                return;
+            }
+        };
+        if let Request::Console(request) = &envelope.request {
+            if envelope.version == pvmm_control::VERSION {
+                if let Ok(guest) = daemon.guest(&request.name) {
+                    if line::write(&mut writer, &Message::Return(Reply::Done)).is_ok() {
+                        console::attach(&guest, reader, stream, request.backlog);
+                    }
+                    return;
+                }
+            }
+        }
+        let message = match respond(daemon, envelope, &mut writer) {
+            Ok(reply) => Message::Return(reply),
+            Err(error) => Message::Error(error),
+        };
+        if line::write(&mut writer, &message).is_err() {
+            return;
+        }
+    }
+}
+
+fn respond(
+    daemon: &Daemon,
+    envelope: Envelope,
+    mut writer: &UnixStream,
+) -> Result<Reply, ControlError> {
+    if envelope.version != pvmm_control::VERSION {
+        return Err(ControlError::new(
+            ErrorClass::Version,
+            format!(
+                "this daemon speaks version {} of the control interface, the client {}; use the pvmmd of the daemon's version",
+                pvmm_control::VERSION,
+                envelope.version
+            ),
+        ));
+    }
+    daemon.answer(envelope.request, &mut |event| {
+        line::write(&mut writer, &Message::Event(event))
+    })
+}
+
+/// Takes guests from peers at `url`, in threads. Returns the address, with the port that was really taken.
+pub fn serve_moves(
+    daemon: &Arc<Daemon>,
+    url: &Url,
+    options: Arc<TargetOptions>,
+) -> Result<Url, ServeError> {
+    let failed = |reason| ServeError::Listen {
+        url: url.clone(),
+        reason,
+    };
+    let listener = Listener::bind(url).map_err(failed)?;
+    let address = listener.url().map_err(failed)?;
+    daemon.add_listening(address.to_string());
+    let daemon = Arc::clone(daemon);
+    let arriving = Arc::new(AtomicUsize::new(0));
+    spawn(format!("moves {address}"), move || loop {
+        match listener.accept() {
+            Ok(link) => {
+                let slot = Slot::take(&arriving);
+                let (daemon, options) = (Arc::clone(&daemon), Arc::clone(&options));
+                let serve = move || {
+                    let _slot = slot;
+                    serve_move(daemon, link, &options);
+                };
+                if arriving.load(Ordering::Relaxed) > MAX_ARRIVING {
+                    tracing::warn!("a peer is turned away: {MAX_ARRIVING} are connected already");
+                } else if let Err(error) = spawn("arrival".into(), serve) {
+                    tracing::warn!(%error, "a peer is turned away");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a peer cannot be accepted");
+                std::thread::sleep(ACCEPT_PAUSE);
+            }
+        }
+    })?;
+    Ok(address)
+}
+
+/// Counts connections.
+struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    fn take(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn serve_move(daemon: Arc<Daemon>, link: Box<dyn pvmm_migrate::Link>, options: &TargetOptions) {
+    let host = Host(Arc::clone(&daemon));
+    let job = Job::new();
+    match target::serve(link, &host, daemon.sessions(), options, &job) {
+        Ok(Served::Arrived(arrived)) => {
+            tracing::info!(
+                guest = arrived.description.name,
+                total_ms = arrived.statistics.total_time,
+                "a move is complete"
+            );
+        }
+        Ok(Served::Asked { .. }) => {}
+        Err(error) => tracing::warn!(%error, "a move to here failed"),
+    }
+}
+
+/// Checks, before anything is started, that console logs can be written.
+pub fn prepare_console_log(directory: Option<&Path>) -> Result<(), ServeError> {
+    let Some(path) = directory else { return Ok(()) };
+    fs::create_dir_all(path).map_err(|reason| ServeError::ConsoleLog {
+        path: path.to_owned(),
+        reason,
+    })
+}
+
+impl Daemon {
+    /// How many guests are here, ended ones left out.
+    pub fn live_count(&self) -> usize {
+        lock(&self.guests)
+            .values()
+            .filter(|entry| entry.is_live())
+            .count()
+    }
+}
