@@ -11,12 +11,18 @@
 #![cfg_attr(not(CONFIG_RUST), no_std)]
 #![deny(unsafe_code)]
 
+#[cfg(feature = "sim")]
+extern crate std;
+
 pub mod addr;
+pub mod conformance;
 pub mod cpu;
 pub mod dev;
 pub mod guest_mem;
 pub mod log;
 pub mod mem;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod sync;
 pub mod time;
 pub mod user_copy;

@@ -1,0 +1,594 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The simulated host with one defect: every function of the host ABI goes through a hook of [`Defect`], which a defect
+//! overrides to break one contract.
+// Declaring what a page of such a host does takes the words `unsafe fn`; nothing unsafe is done.
+#![allow(unsafe_code)]
+
+use pvmm_hostabi::sim::{
+    SimAddressSpace, SimBox, SimFpu, SimHost, SimIrq, SimIrqOff, SimMutex, SimMutexGuard, SimPage,
+    SimPorts, SimShared, SimSpinGuard, SimSpinLock, SimVmxOperation, SimWaitQueue, SimWatch,
+    SimWords,
+};
+use pvmm_hostabi::{
+    ClaimError, CpuId, Fault, GuestMem, Host, HostCpu, HostDev, HostLog, HostMem, HostPage,
+    HostSync, HostTime, HostVmx, Hpa, Hva, Interrupted, InvalidateSink, IrqSink, Level, Mutex, Ns,
+    OutOfMemory, Ports, ResolveError, Resolved, SpinLock, TscKhz, UserCopy, VmxUnavailable,
+    WaitQueue, Waited,
+};
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::atomic::AtomicU64;
+
+type Oom<T> = Result<T, OutOfMemory>;
+
+/// What a thread has done since it last turned interrupts off, for defects of [`HostCpu`].
+#[derive(Default)]
+pub struct Section {
+    /// Sections that are open.
+    pub depth: Cell<u32>,
+    /// Times that the CPU was asked for since a section or an operation began.
+    pub asked: Cell<u32>,
+    /// An inner section has ended.
+    pub inner_ended: Cell<bool>,
+    /// The FPU was taken.
+    pub fpu_taken: Cell<bool>,
+    /// A spin lock was taken.
+    pub lock_taken: Cell<bool>,
+    /// Inside of `run_on_all`.
+    pub on_all: Cell<bool>,
+    /// Sections that have begun inside of `run_on_all`.
+    pub begun_on_all: Cell<u32>,
+}
+
+thread_local! {
+    static SECTION: Section = Section::default();
+}
+
+/// A defect: the hooks that it overrides, and the contracts that it thereby breaks.
+pub trait Defect: Send + Sync + 'static {
+    /// Names of the contracts that this defect breaks, in the suite's order.
+    const BREAKS: &'static [&'static str];
+
+    fn page() -> Oom<SimPage> {
+        SimHost::page()
+    }
+    fn phys(page: &SimPage) -> Hpa {
+        page.phys()
+    }
+    fn drop_page(page: SimPage) {
+        drop(page);
+    }
+    fn words(count: usize) -> Oom<SimWords> {
+        SimHost::words(count)
+    }
+    fn drop_words(words: SimWords) {
+        drop(words);
+    }
+    fn drop_box<T>(value: SimBox<T>) {
+        drop(value);
+    }
+    fn drop_shared<T>(value: SimShared<T>) {
+        drop(value);
+    }
+
+    fn is_current(space: &SimAddressSpace) -> bool {
+        SimHost::is_current(space)
+    }
+    /// The space that is watched instead of `space`.
+    fn watched(space: &SimAddressSpace) -> SimAddressSpace {
+        space.clone()
+    }
+    fn invalidate_end<S: InvalidateSink>(sink: &S, range: Range<Hva>) {
+        sink.invalidate_end(range);
+    }
+    fn drop_watch<S: InvalidateSink>(watch: SimWatch<S>) {
+        drop(watch);
+    }
+    fn resolve(space: &SimAddressSpace, hva: Hva, write: bool) -> Result<Resolved, ResolveError> {
+        SimHost::resolve(space, hva, write)
+    }
+    fn read(space: &SimAddressSpace, hva: Hva, buffer: &mut [u8]) -> Result<(), ResolveError> {
+        SimHost::read(space, hva, buffer)
+    }
+    fn write(space: &SimAddressSpace, hva: Hva, buffer: &[u8]) -> Result<(), ResolveError> {
+        SimHost::write(space, hva, buffer)
+    }
+    fn copy_in(address: u64, buffer: &mut [u8]) -> Result<(), Fault> {
+        SimHost::copy_in(address, buffer)
+    }
+    fn copy_out(address: u64, buffer: &[u8]) -> Result<(), Fault> {
+        SimHost::copy_out(address, buffer)
+    }
+
+    /// Whether the thread is no longer on the CPU where it should be.
+    fn has_moved(_section: &Section) -> bool {
+        false
+    }
+    fn work_pending(irq: &SimIrqOff) -> bool {
+        SimHost::work_pending(irq)
+    }
+    fn kick(cpu: CpuId) {
+        SimHost::kick(cpu);
+    }
+    fn run_on_all(f: &(dyn Fn() + Sync)) {
+        SimHost::run_on_all(f);
+    }
+
+    fn try_lock<T: Send>(mutex: &SimMutex<T>) -> Option<SimMutexGuard<'_, T>> {
+        mutex.try_lock()
+    }
+    fn drop_mutex<T>(mutex: SimMutex<T>) {
+        drop(mutex);
+    }
+    fn wait(queue: &SimWaitQueue, timeout: Option<Ns>, ready: &mut dyn FnMut() -> bool) -> Waited {
+        queue.wait(timeout, ready)
+    }
+    fn wake(queue: &SimWaitQueue) {
+        queue.wake();
+    }
+
+    fn tsc_khz(_section: &Section) -> TscKhz {
+        SimHost::tsc_khz()
+    }
+    fn tsc_is_stable() -> bool {
+        SimHost::tsc_is_stable()
+    }
+    fn delay(ns: Ns) {
+        SimHost::delay(ns);
+    }
+
+    /// Whether a claim that was refused for this reason is granted all the same.
+    fn grants_ports(_reason: ClaimError) -> bool {
+        false
+    }
+    fn drop_ports(ports: SimPorts) {
+        drop(ports);
+    }
+    fn port_read(ports: &SimPorts, offset: u16, bytes: u8) -> u32 {
+        ports.read(offset, bytes)
+    }
+    /// Whether a claim that was refused for this reason is granted all the same.
+    fn grants_line(_reason: ClaimError) -> bool {
+        false
+    }
+    fn drop_refused_sink<S: IrqSink>(sink: SimShared<S>) {
+        drop(sink);
+    }
+
+    fn vmx() -> Result<(), VmxUnavailable> {
+        Ok(())
+    }
+    fn drop_vmx(operation: SimVmxOperation<'_>) {
+        drop(operation);
+    }
+
+    fn log(level: Level, message: core::fmt::Arguments<'_>) {
+        SimHost::log(level, message);
+    }
+}
+
+/// The simulated host with the defect `D`.
+pub struct HostWith<D>(PhantomData<D>);
+
+impl<D: Defect> Host for HostWith<D> {}
+
+/// A value whose drop goes through a hook. It is there until then.
+macro_rules! wrapper {
+    ($name:ident<$($lifetime:lifetime,)? D $(, $t:ident $(: $bound:path)?)?>, $inner:ty, $drop:ident) => {
+        pub struct $name<$($lifetime,)? D: Defect $(, $t $(: $bound)?)?>(Option<$inner>, PhantomData<D>);
+
+        impl<$($lifetime,)? D: Defect $(, $t $(: $bound)?)?> Drop for $name<$($lifetime,)? D $(, $t)?> {
+            fn drop(&mut self) {
+                if let Some(inner) = self.0.take() {
+                    D::$drop(inner);
+                }
+            }
+        }
+
+        impl<$($lifetime,)? D: Defect $(, $t $(: $bound)?)?> $name<$($lifetime,)? D $(, $t)?> {
+            fn new(inner: $inner) -> Self {
+                Self(Some(inner), PhantomData)
+            }
+
+            #[allow(dead_code)]
+            fn inner(&self) -> &$inner {
+                self.0.as_ref().expect("only drop takes it")
+            }
+        }
+    };
+}
+
+wrapper!(Page<D>, SimPage, drop_page);
+wrapper!(Words<D>, SimWords, drop_words);
+wrapper!(Boxed<D, T>, SimBox<T>, drop_box);
+wrapper!(Shared<D, T>, SimShared<T>, drop_shared);
+wrapper!(Watch<D, S: InvalidateSink>, SimWatch<Sink<D, S>>, drop_watch);
+wrapper!(LockedMutex<D, T>, SimMutex<T>, drop_mutex);
+wrapper!(VmxOperation<'a, D>, SimVmxOperation<'a>, drop_vmx);
+
+impl<D: Defect> HostPage for Page<D> {
+    fn phys(&self) -> Hpa {
+        D::phys(self.inner())
+    }
+
+    fn words(&self) -> &[AtomicU64; 512] {
+        self.inner().words()
+    }
+
+    fn into_raw(mut self) -> Hpa {
+        self.0.take().expect("only drop takes it").into_raw()
+    }
+
+    unsafe fn from_raw(phys: Hpa) -> Self {
+        Self::new(SimPage::take_back(phys).expect("the caller promises it"))
+    }
+
+    unsafe fn words_at<'a>(phys: Hpa) -> &'a [AtomicU64; 512] {
+        SimPage::given_up(phys).expect("the caller promises it")
+    }
+}
+
+impl<D: Defect> Deref for Words<D> {
+    type Target = [AtomicU64];
+
+    fn deref(&self) -> &[AtomicU64] {
+        self.inner()
+    }
+}
+
+impl<D: Defect, T> Deref for Boxed<D, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.inner()
+    }
+}
+
+impl<D: Defect, T> DerefMut for Boxed<D, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.0.as_mut().expect("only drop takes it")
+    }
+}
+
+impl<D: Defect, T> Clone for Shared<D, T> {
+    fn clone(&self) -> Self {
+        Self::new(self.inner().clone())
+    }
+}
+
+impl<D: Defect, T> Deref for Shared<D, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.inner()
+    }
+}
+
+impl<D: Defect, T> Shared<D, T> {
+    fn into_inner(mut self) -> SimShared<T> {
+        self.0.take().expect("only drop takes it")
+    }
+}
+
+impl<D: Defect> HostMem for HostWith<D> {
+    type Page = Page<D>;
+    type Words = Words<D>;
+    type Box<T: Send + 'static> = Boxed<D, T>;
+    type Shared<T: Send + Sync + 'static> = Shared<D, T>;
+
+    fn page() -> Oom<Page<D>> {
+        D::page().map(Page::new)
+    }
+
+    fn words(count: usize) -> Oom<Words<D>> {
+        D::words(count).map(Words::new)
+    }
+
+    fn boxed<T: Send + 'static>(value: T) -> Oom<Boxed<D, T>> {
+        SimHost::boxed(value).map(Boxed::new)
+    }
+
+    fn shared<T: Send + Sync + 'static>(value: T) -> Oom<Shared<D, T>> {
+        SimHost::shared(value).map(Shared::new)
+    }
+}
+
+/// Passes invalidations on, through the hooks.
+pub struct Sink<D, S>(SimShared<S>, PhantomData<D>);
+
+impl<D: Defect, S: InvalidateSink> InvalidateSink for Sink<D, S> {
+    fn invalidate_start(&self, range: Range<Hva>) {
+        self.0.invalidate_start(range);
+    }
+
+    fn invalidate_end(&self, range: Range<Hva>) {
+        D::invalidate_end(&*self.0, range);
+    }
+}
+
+impl<D: Defect> GuestMem for HostWith<D> {
+    type AddressSpace = SimAddressSpace;
+    type Watch<S: InvalidateSink> = Watch<D, S>;
+
+    fn current_address_space() -> Oom<SimAddressSpace> {
+        SimHost::current_address_space()
+    }
+
+    fn is_current(space: &SimAddressSpace) -> bool {
+        D::is_current(space)
+    }
+
+    fn watch<S: InvalidateSink>(space: &SimAddressSpace, sink: Shared<D, S>) -> Oom<Watch<D, S>> {
+        let sink = SimHost::shared(Sink(sink.into_inner(), PhantomData))?;
+        SimHost::watch(&D::watched(space), sink).map(Watch::new)
+    }
+
+    fn resolve(space: &SimAddressSpace, hva: Hva, write: bool) -> Result<Resolved, ResolveError> {
+        D::resolve(space, hva, write)
+    }
+
+    fn read(space: &SimAddressSpace, hva: Hva, buffer: &mut [u8]) -> Result<(), ResolveError> {
+        D::read(space, hva, buffer)
+    }
+
+    fn write(space: &SimAddressSpace, hva: Hva, buffer: &[u8]) -> Result<(), ResolveError> {
+        D::write(space, hva, buffer)
+    }
+}
+
+impl<D: Defect> UserCopy for HostWith<D> {
+    fn copy_in(address: u64, buffer: &mut [u8]) -> Result<(), Fault> {
+        D::copy_in(address, buffer)
+    }
+
+    fn copy_out(address: u64, buffer: &[u8]) -> Result<(), Fault> {
+        D::copy_out(address, buffer)
+    }
+}
+
+pub struct IrqOff(SimIrqOff);
+
+impl Drop for IrqOff {
+    fn drop(&mut self) {
+        SECTION.with(|section| {
+            let depth = section.depth.get() - 1;
+            section.depth.set(depth);
+            section.inner_ended.set(depth > 0);
+        });
+    }
+}
+
+impl<D: Defect> HostCpu for HostWith<D> {
+    type IrqOff = IrqOff;
+    type Fpu<'a> = SimFpu<'a>;
+
+    fn online() -> u32 {
+        SimHost::online()
+    }
+
+    fn irq_off() -> IrqOff {
+        SECTION.with(|section| {
+            section.asked.set(0);
+            if section.depth.get() == 0 {
+                section.inner_ended.set(false);
+                section.fpu_taken.set(false);
+                section.lock_taken.set(false);
+            }
+            section.depth.set(section.depth.get() + 1);
+            section.begun_on_all.set(section.begun_on_all.get() + 1);
+        });
+        IrqOff(SimHost::irq_off())
+    }
+
+    fn current(irq: &IrqOff) -> CpuId {
+        let moved = SECTION.with(|section| {
+            section.asked.set(section.asked.get() + 1);
+            D::has_moved(section)
+        });
+        CpuId(SimHost::current(&irq.0).0 + u32::from(moved))
+    }
+
+    fn work_pending(irq: &IrqOff) -> bool {
+        D::work_pending(&irq.0)
+    }
+
+    fn do_work() -> Result<(), Interrupted> {
+        SimHost::do_work()
+    }
+
+    fn kick(cpu: CpuId) {
+        D::kick(cpu);
+    }
+
+    fn run_on_all(f: &(dyn Fn() + Sync)) {
+        D::run_on_all(&|| {
+            SECTION.with(|section| {
+                section.on_all.set(true);
+                section.begun_on_all.set(0);
+            });
+            f();
+            SECTION.with(|section| section.on_all.set(false));
+        });
+    }
+
+    fn deliver_nmi(irq: &IrqOff) {
+        SimHost::deliver_nmi(&irq.0);
+    }
+
+    fn fpu_enter(irq: &IrqOff) -> SimFpu<'_> {
+        SECTION.with(|section| {
+            section.asked.set(0);
+            section.fpu_taken.set(true);
+        });
+        SimHost::fpu_enter(&irq.0)
+    }
+}
+
+impl<D: Defect> HostVmx for HostWith<D> {
+    type VmxOperation<'a> = VmxOperation<'a, D>;
+
+    fn probe() -> Result<(), VmxUnavailable> {
+        D::vmx()?;
+        SimHost::probe()
+    }
+
+    fn enter_vmx(irq: &IrqOff) -> Result<VmxOperation<'_, D>, VmxUnavailable> {
+        SECTION.with(|section| section.asked.set(0));
+        D::vmx()?;
+        SimHost::enter_vmx(&irq.0).map(VmxOperation::new)
+    }
+}
+
+pub struct LockedSpin<T>(SimSpinLock<T>);
+
+impl<T: Send> SpinLock<T> for LockedSpin<T> {
+    type Guard<'a>
+        = SimSpinGuard<'a, T>
+    where
+        Self: 'a;
+
+    fn lock(&self) -> SimSpinGuard<'_, T> {
+        SECTION.with(|section| section.lock_taken.set(true));
+        self.0.lock()
+    }
+}
+
+impl<D: Defect, T: Send> Mutex<T> for LockedMutex<D, T> {
+    type Guard<'a>
+        = SimMutexGuard<'a, T>
+    where
+        Self: 'a;
+
+    fn lock(&self) -> SimMutexGuard<'_, T> {
+        self.inner().lock()
+    }
+
+    fn try_lock(&self) -> Option<SimMutexGuard<'_, T>> {
+        D::try_lock(self.inner())
+    }
+}
+
+pub struct Queue<D>(SimWaitQueue, PhantomData<D>);
+
+impl<D: Defect> WaitQueue for Queue<D> {
+    fn wait(&self, timeout: Option<Ns>, ready: &mut dyn FnMut() -> bool) -> Waited {
+        D::wait(&self.0, timeout, ready)
+    }
+
+    fn wake(&self) {
+        D::wake(&self.0);
+    }
+}
+
+impl<D: Defect> HostSync for HostWith<D> {
+    type SpinLock<T: Send + 'static> = LockedSpin<T>;
+    type Mutex<T: Send + 'static> = LockedMutex<D, T>;
+    type WaitQueue = Queue<D>;
+
+    fn spin_lock<T: Send + 'static>(value: T) -> Oom<LockedSpin<T>> {
+        SimHost::spin_lock(value).map(LockedSpin)
+    }
+
+    fn mutex<T: Send + 'static>(value: T) -> Oom<LockedMutex<D, T>> {
+        SimHost::mutex(value).map(LockedMutex::new)
+    }
+
+    fn wait_queue() -> Oom<Queue<D>> {
+        SimHost::wait_queue().map(|queue| Queue(queue, PhantomData))
+    }
+}
+
+impl<D: Defect> HostTime for HostWith<D> {
+    fn tsc_khz() -> TscKhz {
+        SECTION.with(D::tsc_khz)
+    }
+
+    fn tsc_is_stable() -> bool {
+        D::tsc_is_stable()
+    }
+
+    fn delay(ns: Ns) {
+        D::delay(ns);
+    }
+}
+
+/// A claimed range; without a range of the simulated host behind it if it was granted wrongly.
+pub struct PortRange<D: Defect> {
+    base: u16,
+    count: u16,
+    inner: Option<SimPorts>,
+    defect: PhantomData<D>,
+}
+
+impl<D: Defect> Drop for PortRange<D> {
+    fn drop(&mut self) {
+        if let Some(inner) = self.inner.take() {
+            D::drop_ports(inner);
+        }
+    }
+}
+
+impl<D: Defect> Ports for PortRange<D> {
+    fn base(&self) -> u16 {
+        self.base
+    }
+
+    fn count(&self) -> u16 {
+        self.count
+    }
+
+    fn read(&self, offset: u16, bytes: u8) -> u32 {
+        let ports = self.inner.as_ref();
+        ports.map_or(0, |ports| D::port_read(ports, offset, bytes))
+    }
+
+    fn write(&self, offset: u16, bytes: u8, value: u32) {
+        if let Some(ports) = &self.inner {
+            ports.write(offset, bytes, value);
+        }
+    }
+}
+
+/// A claimed line; without a line of the simulated host behind it if it was granted wrongly.
+pub struct Line<S: IrqSink> {
+    _inner: Option<SimIrq<S>>,
+}
+
+impl<D: Defect> HostDev for HostWith<D> {
+    type Ports = PortRange<D>;
+    type Irq<S: IrqSink> = Line<S>;
+
+    fn claim_ports(base: u16, count: u16) -> Result<PortRange<D>, ClaimError> {
+        let inner = match SimHost::claim_ports(base, count) {
+            Ok(ports) => Some(ports),
+            Err(reason) if D::grants_ports(reason) => None,
+            Err(reason) => return Err(reason),
+        };
+        Ok(PortRange {
+            base,
+            count,
+            inner,
+            defect: PhantomData,
+        })
+    }
+
+    fn claim_irq<S: IrqSink>(irq: u32, sink: Shared<D, S>) -> Result<Line<S>, ClaimError> {
+        let sink = sink.into_inner();
+        let inner = match SimHost::claim_irq(irq, sink.clone()) {
+            Ok(line) => Some(line),
+            Err(reason) if D::grants_line(reason) => None,
+            Err(reason) => {
+                D::drop_refused_sink(sink);
+                return Err(reason);
+            }
+        };
+        Ok(Line { _inner: inner })
+    }
+}
+
+impl<D: Defect> HostLog for HostWith<D> {
+    fn log(level: Level, message: core::fmt::Arguments<'_>) {
+        D::log(level, message);
+    }
+}
