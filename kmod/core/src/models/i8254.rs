@@ -67,8 +67,8 @@ impl Default for I8254 {
 }
 
 impl I8254 {
-    /// The timer after power-on, at VM nanosecond 0. No counter counts before it is programmed (the data sheet leaves
-    /// their state undefined). The gates of counters 0 and 1 are wired high.
+    /// The timer after power-on, at VM nanosecond 0. No counter counts before it is programmed. The gates of counters
+    /// 0 and 1 are wired high.
     pub const fn new() -> Self {
         Self {
             counters: [Counter::new(true), Counter::new(true), Counter::new(false)],

@@ -54,9 +54,11 @@ pub(super) struct Counter {
 }
 
 impl Counter {
+    /// A counter after power-on, which the data sheet leaves undefined: set to mode 3, as the firmware of a PC leaves
+    /// it, but without a count.
     pub(super) const fn new(gate: bool) -> Self {
         Self {
-            control: 0x30,
+            control: 0x36,
             cr: 0,
             cr_valid: false,
             null_count: true,
