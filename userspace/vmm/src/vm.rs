@@ -3,6 +3,8 @@
 //!
 //! Made either to boot a kernel ([`Vm::boot`]) or empty, to receive a guest's state ([`Vm::prepare`]). It is born
 //! paused. All methods may be called from any thread.
+//!
+//! Lock order: `pause` or `end`, then `owned`, then the devices'.
 
 use crate::acpi;
 use crate::boot::{self, BootSource};
@@ -236,14 +238,14 @@ impl Vm {
         &self,
         action: impl FnOnce(&Owned) -> Result<T, VmmError>,
     ) -> Result<T, VmmError> {
-        match &*lock(&self.owned) {
-            Some(owned) => action(owned),
-            None => Err(VmmError::Ended {
-                reason: self
-                    .end()
-                    .map_or_else(|| "ending".into(), |end| end.to_string()),
-            }),
+        if let Some(owned) = &*lock(&self.owned) {
+            return action(owned);
         }
+        Err(VmmError::Ended {
+            reason: self
+                .end()
+                .map_or_else(|| "ending".into(), |end| end.to_string()),
+        })
     }
 
     /// If it has been paused by [`Self::pause`] or has never been resumed.
@@ -320,8 +322,10 @@ impl Vm {
     /// Ends the guest for good: stops the vCPU, closes the module's part, gives devices back to the host. `end` says why;
     /// if the guest had ended by itself before, that stays the reason. Returns the reason. A second call does nothing.
     pub fn finish(&self, end: End) -> End {
+        // Held to the end, so that whoever comes second learns the first one's reason.
+        let mut reason = lock(&self.end);
         let Some(owned) = lock(&self.owned).take() else {
-            return self.end().unwrap_or(end);
+            return reason.clone().unwrap_or(end);
         };
         let end = match owned.vcpu.quit() {
             Some(End::Stopped) | None => end,
@@ -335,7 +339,7 @@ impl Vm {
         drop(vcpu);
         drop(fd);
         drop(host_serial);
-        *lock(&self.end) = Some(end.clone());
+        *reason = Some(end.clone());
         self.console.close();
         end
     }

@@ -3,11 +3,15 @@
 //!
 //! The guest's whole state is its memory and its vCPU's registers, so it can be moved. It prints `beat N` lines on COM1,
 //! writes N into a page of memory before each, and echoes what it receives, except: `q` shuts it down, `r` resets it, `h`
-//! halts it, `x` makes the monitor fail. A beat whose memory does not hold the last one's number prints `LOST`.
+//! halts it, `x` makes the monitor fail. A beat whose memory does not hold the last one's number prints `LOST`. Its 8259
+//! and 8254 are the core's models behind the core's recorders.
+
+mod devices;
 
 use crate::com1;
 use crate::hypervisor::{CapturedDevice, Hypervisor, HypervisorError, VmFd};
 use crate::memory::GuestRegion;
+use devices::{Device, BOOT_WRITES};
 use nix::errno::Errno;
 use pvmm_uapi::*;
 use std::collections::BTreeSet;
@@ -103,7 +107,11 @@ impl Hypervisor for FakeHypervisor {
                 clock_set: Instant::now(),
                 chipset: ChipsetState::default(),
                 dirty: None,
-                devices: Vec::new(),
+                attached: Vec::new(),
+                devices: [KIND_I8259, KIND_I8254]
+                    .into_iter()
+                    .filter_map(Device::new)
+                    .collect(),
             }),
         }))
     }
@@ -126,7 +134,9 @@ struct Inner {
     clock_set: Instant,
     chipset: ChipsetState,
     dirty: Option<BTreeSet<u64>>,
-    devices: Vec<AttachDevice>,
+    attached: Vec<AttachDevice>,
+    /// By their numbers.
+    devices: Vec<Device>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -147,6 +157,16 @@ impl FakeVm {
 }
 
 impl Inner {
+    fn now(&self) -> Clock {
+        let elapsed = self.clock_set.elapsed().as_nanos() as u64;
+        Clock {
+            vm_ns: self.clock.vm_ns + elapsed,
+            tsc: self.clock.tsc + elapsed * u64::from(self.tsc_khz) / 1_000_000,
+            tsc_khz: self.tsc_khz,
+            reserved: 0,
+        }
+    }
+
     fn region(&self, gpa: u64) -> Option<(&GuestRegion, MemoryRegionAddress)> {
         self.regions.iter().find_map(|region| {
             let offset = gpa.checked_sub(region.start_addr().0)?;
@@ -232,11 +252,20 @@ impl Inner {
                 self.cpu.rip = READ_LSR;
                 false
             }
-            // READ_LSR, and the entry point of whatever kernel was loaded.
-            _ => {
-                cpu.rip = READ_LSR;
+            READ_LSR => {
                 io(run, port + LSR, None);
                 true
+            }
+            // The entry point of whatever kernel was loaded.
+            _ => {
+                cpu.rip = READ_LSR;
+                let now = self.now().vm_ns;
+                for (device, range, offset, value) in BOOT_WRITES {
+                    if let Some(device) = self.devices.get_mut(*device as usize) {
+                        device.write(now, *range, *offset, *value);
+                    }
+                }
+                false
             }
         }
     }
@@ -302,14 +331,7 @@ impl VmFd for FakeVm {
     }
 
     fn clock(&self) -> Result<Clock, HypervisorError> {
-        let inner = lock(&self.inner);
-        let elapsed = inner.clock_set.elapsed().as_nanos() as u64;
-        Ok(Clock {
-            vm_ns: inner.clock.vm_ns + elapsed,
-            tsc: inner.clock.tsc + elapsed * u64::from(inner.tsc_khz) / 1_000_000,
-            tsc_khz: inner.tsc_khz,
-            reserved: 0,
-        })
+        Ok(lock(&self.inner).now())
     }
 
     fn set_clock(&self, clock: &Clock) -> Result<(), HypervisorError> {
@@ -367,15 +389,21 @@ impl VmFd for FakeVm {
             return Err(failed(Errno::EBUSY));
         }
         let mut inner = lock(&self.inner);
-        inner.devices.push(*device);
-        // 0 and 1 are the chipset's.
-        Ok(inner.devices.len() as u32 + 1)
+        inner.attached.push(*device);
+        let new = Device::new(device.kind).ok_or(failed(Errno::ENODEV))?;
+        inner.devices.push(new);
+        Ok(inner.devices.len() as u32 - 1)
     }
 
     fn device_capture(&self, device: u32) -> Result<CapturedDevice, HypervisorError> {
-        let inner = self.stopped("DEVICE_CAPTURE")?;
-        fake_capture(device, inner.devices.len())
-            .ok_or(HypervisorError::request("DEVICE_CAPTURE", Errno::ENODEV))
+        let failed = |errno| HypervisorError::request("DEVICE_CAPTURE", errno);
+        let mut inner = self.stopped("DEVICE_CAPTURE")?;
+        let now = inner.clock.vm_ns;
+        let device = inner.devices.get_mut(device as usize);
+        device
+            .ok_or(failed(Errno::ENODEV))?
+            .capture(now)
+            .map_err(failed)
     }
 
     fn device_execute(
@@ -383,12 +411,20 @@ impl VmFd for FakeVm {
         device: u32,
         steps: &[PlanStep],
     ) -> Result<DeviceExecute, HypervisorError> {
-        let _inner = self.stopped("DEVICE_EXECUTE")?;
+        let mut inner = self.stopped("DEVICE_EXECUTE")?;
+        let now = inner.clock.vm_ns;
+        let outcome = inner
+            .devices
+            .get_mut(device as usize)
+            .and_then(|device| device.execute(now, steps))
+            .ok_or(HypervisorError::request("DEVICE_EXECUTE", Errno::ENODEV))?;
         Ok(DeviceExecute {
             device,
             count: steps.len() as u32,
-            outcome: OUTCOME_DONE,
-            ..DeviceExecute::default()
+            steps: 0,
+            outcome: outcome.outcome,
+            step: outcome.step,
+            found: outcome.found,
         })
     }
 }
@@ -398,24 +434,9 @@ impl Drop for FakeVm {
         let mut serial = lock(&self.serial);
         serial.extend(
             lock(&self.inner)
-                .devices
+                .attached
                 .iter()
                 .map(|device| device.host_port),
         );
     }
-}
-
-/// What a device's capture gives: nothing, which is a state, too.
-fn fake_capture(device: u32, attached: usize) -> Option<CapturedDevice> {
-    let kind = match device {
-        DEVICE_I8259 => KIND_I8259,
-        DEVICE_I8254 => KIND_I8254,
-        number if (number as usize) < 2 + attached => KIND_UART16550,
-        _ => return None,
-    };
-    Some(CapturedDevice {
-        kind,
-        version: 1,
-        records: Vec::new(),
-    })
 }
