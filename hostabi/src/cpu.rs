@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The host's CPUs.
 
-/// A host CPU's number.
+/// A host CPU's number. There may be gaps between the numbers of CPUs that are online; all are below 8192.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CpuId(pub u32);
 
@@ -29,7 +29,8 @@ pub trait HostCpu {
     /// so that work that arrives later comes with an interrupt, which ends the guest's run.
     fn work_pending(irq: &Self::IrqOff) -> bool;
 
-    /// Does what [`HostCpu::work_pending`] announced: schedules, or says that a signal waits. Process context.
+    /// Does what [`HostCpu::work_pending`] announced: schedules, or says that a signal waits, which stays pending until the
+    /// thread has returned to userspace. Process context.
     fn do_work() -> Result<(), Interrupted>;
 
     /// Interrupts `cpu`, so that a guest that runs there exits. Does not wait. Any context; a CPU that is offline
@@ -37,7 +38,8 @@ pub trait HostCpu {
     fn kick(cpu: CpuId);
 
     /// Runs `f` on every online CPU with interrupts off, at the same time, and waits for all. Process context. As each
-    /// CPU must take an interrupt for it, every window that was open when the call began has ended when it returns.
+    /// CPU must take an interrupt for it, every window that was open when the call began has ended when it returns. `f` may
+    /// do what is allowed in any context.
     fn run_on_all(f: &(dyn Fn() + Sync));
 
     /// Delivers an NMI that the core has taken to the host's handler, on this CPU.

@@ -21,7 +21,8 @@ impl From<OutOfMemory> for ClaimError {
 }
 
 /// A claimed port range. Released on drop. The accesses are what `IN` and `OUT` do on this host; any context. An access
-/// that is not wholly inside the range is not made: it reads all ones.
+/// that is not wholly inside the range, or of another width, is not made: it reads all ones, which is FFh, FFFFh or
+/// FFFFFFFFh by its width. Bits above the width of a read are 0.
 pub trait Ports: Send + Sync + 'static {
     /// First port.
     fn base(&self) -> u16;
@@ -46,9 +47,9 @@ pub trait HostDev: HostMem {
     /// A claimed interrupt line. Dropping it waits for running calls of the sink; afterwards none comes.
     type Irq<S: IrqSink>: Send + Sync + 'static;
 
-    /// Claims `count` ports from `base` on, exclusively.
+    /// Claims `count` ports from `base` on, exclusively. An empty range, or one beyond port FFFFh, is invalid.
     fn claim_ports(base: u16, count: u16) -> Result<Self::Ports, ClaimError>;
 
-    /// Claims an edge-triggered ISA interrupt line, exclusively.
+    /// Claims an edge-triggered ISA interrupt line, 0 to 15, exclusively. On failure `sink` is dropped.
     fn claim_irq<S: IrqSink>(irq: u32, sink: Self::Shared<S>) -> Result<Self::Irq<S>, ClaimError>;
 }

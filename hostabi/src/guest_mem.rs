@@ -29,7 +29,8 @@ pub trait InvalidateSink: Send + Sync + 'static {
     /// From now until the matching [`InvalidateSink::invalidate_end`] no frame of `range` may be used. When this returns
     /// no CPU uses one. Called in process context, must not allocate; calls may nest and run at the same time.
     fn invalidate_start(&self, range: Range<Hva>);
-    /// Frames of `range` may be resolved anew. Called once per start.
+    /// Frames of `range` may be resolved anew. Called once per start, but not for the last one, with which the process
+    /// ends: nothing can be resolved any more.
     fn invalidate_end(&self, range: Range<Hva>);
 }
 
@@ -46,13 +47,15 @@ pub trait GuestMem: HostMem {
     /// Whether the caller runs in `space`. The functions below must only be called if it does.
     fn is_current(space: &Self::AddressSpace) -> bool;
 
-    /// Calls `sink` whenever the host changes or takes away pages of `space`. Process context.
+    /// Calls `sink` whenever the host changes or takes away pages of `space`. No invalidation that `sink` has not been told
+    /// of is under way when this returns. Process context.
     fn watch<S: InvalidateSink>(
         space: &Self::AddressSpace,
         sink: Self::Shared<S>,
     ) -> Result<Self::Watch<S>, OutOfMemory>;
 
-    /// Finds the frame of the page at `hva`, bringing it in if it is absent and breaking copy-on-write if `write`.
+    /// Finds the frame of the page at `hva`, bringing it in if it is absent and breaking copy-on-write if `write`. An
+    /// address that is not the process's, such as one of the kernel, is unmapped, here as in the copies below.
     ///
     /// The frame is not pinned: it may be used until an invalidation of its address starts. A caller takes a count of
     /// invalidations before the call and, under the lock that its sink takes, throws the answer away if one has

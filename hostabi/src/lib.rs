@@ -3,7 +3,8 @@
 //!
 //! A port is one type that implements [`Host`]: nine small traits, all of associated functions, so that the core
 //! carries the type and no object. The contract of each function is its doc comment; each sentence of it has a
-//! conformance test that runs on the simulated host under `cargo test` and in the kernel at load time.
+//! conformance test that runs on the simulated host under `cargo test` and in the kernel at load time, or is in
+//! [`conformance`]'s list of what cannot be seen through a host.
 //!
 //! Words that the contracts use: *process context* may sleep and has interrupts on; *any context* includes a hard
 //! interrupt handler and a section under [`HostCpu::irq_off`]. A *window* is such a section in which the core is in VMX

@@ -38,7 +38,8 @@ pub trait HostPage: Send + Sync + Sized + 'static {
     unsafe fn words_at<'a>(phys: Hpa) -> &'a [AtomicU64; 512];
 }
 
-/// Allocation. All functions: process context; fail with [`OutOfMemory`] and then have no effect; never panic.
+/// Allocation. All functions: process context; fail with [`OutOfMemory`] and then have no effect; never panic. A page may
+/// be dropped in any context, everything else in process context.
 pub trait HostMem {
     /// A page.
     type Page: HostPage;
@@ -52,7 +53,8 @@ pub trait HostMem {
     /// A zeroed page, in any physical memory that the CPU and its VMX hardware can reach.
     fn page() -> Result<Self::Page, OutOfMemory>;
 
-    /// `count` zeroed words. `count` may be large (megabytes); 0 gives an empty array.
+    /// `count` zeroed words. `count` may be large (megabytes); 0 gives an empty array. A number of bytes beyond what a
+    /// [`usize`] holds is [`OutOfMemory`].
     fn words(count: usize) -> Result<Self::Words, OutOfMemory>;
 
     /// Moves `value` to the heap; on failure `value` is dropped.

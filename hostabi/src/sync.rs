@@ -4,8 +4,9 @@
 use crate::{Ns, OutOfMemory};
 use core::ops::DerefMut;
 
-/// A lock for a few instructions. Process context with interrupts on or off, not interrupt handlers. The holder must not
-/// sleep.
+/// A lock for a few instructions. Process context with interrupts on or off. An [`IrqSink`](crate::IrqSink), and what
+/// [`HostCpu::run_on_all`](crate::HostCpu::run_on_all) runs, may take it only if nobody ever holds it with interrupts on.
+/// The holder must not sleep.
 pub trait SpinLock<T>: Send + Sync {
     /// The value, while held.
     type Guard<'a>: DerefMut<Target = T>
@@ -44,7 +45,8 @@ pub enum Waited {
 /// Waiting for a condition. Only in predicate form, so that no wake-up can be lost.
 pub trait WaitQueue: Send + Sync {
     /// Sleeps until `ready` is true, the time is over, or a signal arrives. `ready` is asked before sleeping and after each
-    /// [`WaitQueue::wake`]; it must not sleep. Process context.
+    /// [`WaitQueue::wake`], a wake-up while it is being asked included; it must not sleep. No lock of the queue is held
+    /// meanwhile, so it may take a spin lock under which others wake. Process context.
     fn wait(&self, timeout: Option<Ns>, ready: &mut dyn FnMut() -> bool) -> Waited;
 
     /// Makes waiters ask their condition again. What was stored before the call is visible to them. Any context.

@@ -27,6 +27,7 @@ pub trait HostVmx: HostCpu {
     /// Checks every online CPU. Process context.
     fn probe() -> Result<(), VmxUnavailable>;
 
-    /// Enters VMX operation on this CPU. Fails if another hypervisor has taken it since [`HostVmx::probe`].
+    /// Enters VMX operation on this CPU, after a [`HostVmx::probe`] that succeeded. Fails if another hypervisor has taken
+    /// the CPU since. Not nested.
     fn enter_vmx(irq: &Self::IrqOff) -> Result<Self::VmxOperation<'_>, VmxUnavailable>;
 }

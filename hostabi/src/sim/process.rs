@@ -158,9 +158,12 @@ impl SimAddressSpace {
         })
     }
 
-    /// Ends the process: nothing is mapped any more.
+    /// Ends the process: nothing is mapped any more, and the invalidation that says so does not end.
     pub fn exit(&self) {
-        self.unmap(Hva(0)..Hva(LIMIT));
+        self.change(Hva(0)..Hva(LIMIT), |pages, number| {
+            pages.remove(&number);
+        })
+        .close_silently();
     }
 
     /// Reads as the process itself does.
@@ -321,6 +324,13 @@ pub struct Invalidation {
     space: SimAddressSpace,
     watchers: Vec<Arc<dyn Watcher>>,
     range: Range<Hva>,
+}
+
+impl Invalidation {
+    /// Ends it without telling the watchers.
+    fn close_silently(mut self) {
+        self.watchers.clear();
+    }
 }
 
 impl Drop for Invalidation {
