@@ -15,6 +15,10 @@ pub mod i8259;
 pub mod register;
 pub mod sink;
 mod step;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 pub mod uart16550;
 
 pub use error::{CaptureError, PlanError};

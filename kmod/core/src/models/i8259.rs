@@ -189,11 +189,11 @@ impl Chip {
 
     fn write_icw1(&mut self, value: u8) {
         // The edge-sense circuit is reset: an input that is high now must fall and rise again. The mask is cleared,
-        // IR7 has the lowest priority, special mask mode is off, the status read is IRR.
+        // IR7 has the lowest priority, special mask mode is off, the status read is IRR. What the vector is until ICW2
+        // comes is not said; here it is that of a fresh chip, so that the log needs nothing from before ICW1.
         *self = Self {
             lines: self.lines,
             elcr: self.elcr,
-            base: self.base,
             init: Init::Icw2,
             needs_icw4: value & 0x01 != 0,
             single: value & 0x02 != 0,
@@ -358,6 +358,16 @@ impl I8259Pair {
             &self.slave
         };
         chip.irr() & (1 << (irq & 7)) != 0
+    }
+
+    /// Whether `irq` is masked in its chip (its IMR bit; 0 to 15, higher bits are ignored).
+    pub const fn masked(&self, irq: u8) -> bool {
+        let chip = if irq & 8 == 0 {
+            &self.master
+        } else {
+            &self.slave
+        };
+        chip.imr & (1 << (irq & 7)) != 0
     }
 
     /// The INTR output of the master.

@@ -185,7 +185,17 @@ impl Recorder {
     }
 
     fn take_characters(&mut self, uart: &mut Uart<'_>) {
-        while let Some(place) = self.taken.characters.get_mut(self.taken.count) {
+        let fifo = self
+            .log
+            .last_of(FCR)
+            .is_some_and(|entry| entry.access.value & FCR_ENABLE != 0);
+        let depth = if fifo { FIFO } else { 1 };
+        while let Some(place) = self
+            .taken
+            .characters
+            .get_mut(self.taken.count)
+            .filter(|_| self.taken.count < depth)
+        {
             let lsr = uart.read(LSR);
             self.taken.errors |= lsr & LSR_ERRORS;
             if lsr & LSR_DR == 0 {

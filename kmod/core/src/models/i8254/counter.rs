@@ -32,10 +32,9 @@ pub(super) struct Counter {
     pub(super) loaded: bool,
     /// What it was loaded with: 1 to 65536, or to 10000 in BCD.
     pub(super) count: u32,
-    /// If not stopped: the tick of the load (or what it would be had the counter never stopped).
-    pub(super) start: u64,
-    /// If stopped: the pulses counted since the load.
-    pub(super) elapsed: u64,
+    /// While counting: the tick of the load (or what it would be had the counter never stopped). While stopped: the
+    /// pulses counted since the load.
+    pub(super) phase: u64,
     pub(super) stopped: bool,
     /// What the counting element shows while it is not loaded.
     pub(super) idle: u16,
@@ -64,8 +63,7 @@ impl Counter {
             null_count: true,
             loaded: false,
             count: 0x1_0000,
-            start: 0,
-            elapsed: 0,
+            phase: 0,
             stopped: true,
             idle: 0,
             load_at: None,
@@ -135,9 +133,9 @@ impl Counter {
     /// Pulses counted since the load, at `tick`.
     const fn elapsed_at(&self, tick: u64) -> u64 {
         if self.stopped {
-            self.elapsed
+            self.phase
         } else {
-            tick.wrapping_sub(self.start)
+            tick.wrapping_sub(self.phase)
         }
     }
 
@@ -147,7 +145,7 @@ impl Counter {
     }
 
     /// Position in the period of modes 2 and 3.
-    fn phase(&self, tick: u64) -> u64 {
+    fn position(&self, tick: u64) -> u64 {
         // A load gives a count of at least 1; restored state is checked for it.
         self.elapsed_at(tick) % u64::from(self.count.max(1))
     }
@@ -159,9 +157,9 @@ impl Counter {
         }
         let count = u64::from(self.count);
         let value = match self.mode() {
-            2 => count - self.phase(tick),
+            2 => count - self.position(tick),
             3 => {
-                let phase = self.phase(tick);
+                let phase = self.position(tick);
                 let half = self.high_half();
                 let steps = if phase < half { phase } else { phase - half };
                 (count & !1) - 2 * steps
@@ -188,8 +186,8 @@ impl Counter {
         let count = u64::from(self.count);
         match self.mode() {
             0 | 1 => self.elapsed_at(tick) >= count,
-            2 => self.phase(tick) != count - 1,
-            3 => self.phase(tick) < self.high_half(),
+            2 => self.position(tick) != count - 1,
+            3 => self.position(tick) < self.high_half(),
             _ => self.elapsed_at(tick) != count,
         }
     }
@@ -218,7 +216,8 @@ impl Counter {
         let until = |elapsed: u64| match period {
             _ if elapsed < first => 0,
             None => 1,
-            Some(period) => 1 + (elapsed - first) / period,
+            // A period is at least 1; `checked_div` spares a panic that could never come.
+            Some(period) => 1 + (elapsed - first).checked_div(period).unwrap_or(0),
         };
         // Restored state may place the load in the future, where the subtraction wraps.
         until(to).saturating_sub(until(from))
@@ -249,7 +248,8 @@ impl Counter {
                 first
             } else {
                 let period = period?;
-                first.checked_add(((elapsed - first) / period + 1).checked_mul(period)?)?
+                let passed = (elapsed - first).checked_div(period)?;
+                first.checked_add((passed + 1).checked_mul(period)?)?
             };
             tick.checked_add(next - elapsed)
         });
@@ -273,16 +273,20 @@ impl Counter {
         let low_half = self.load_is_reload
             && self.mode() == 3
             && self.loaded
-            && self.phase(tick) == self.high_half();
+            && self.position(tick) == self.high_half();
         self.load_at = None;
         self.load_is_reload = false;
         self.count = self.decoded();
         self.null_count = false;
         self.loaded = true;
         self.force = Force::None;
-        self.elapsed = if low_half { self.high_half() } else { 0 };
-        self.start = tick.wrapping_sub(self.elapsed);
+        let elapsed = if low_half { self.high_half() } else { 0 };
         self.stopped = !self.may_count();
+        self.phase = if self.stopped {
+            elapsed
+        } else {
+            tick.wrapping_sub(elapsed)
+        };
         if self.stopped && matches!(self.mode(), 2 | 3) {
             self.force = Force::High;
         }
@@ -299,13 +303,11 @@ impl Counter {
 
     /// Starts or stops counting at `tick` as [`Counter::may_count`] says.
     fn follow_gate(&mut self, tick: u64) {
-        let count = self.may_count();
-        if self.stopped && count {
-            self.start = tick.wrapping_sub(self.elapsed);
-        } else if !self.stopped && !count {
-            self.elapsed = tick.wrapping_sub(self.start);
+        if self.stopped == self.may_count() {
+            // From ticks to pulses and back is the same subtraction.
+            self.phase = tick.wrapping_sub(self.phase);
+            self.stopped = !self.stopped;
         }
-        self.stopped = !count;
     }
 
     pub(super) fn set_gate(&mut self, gate: bool, tick: u64) {
@@ -393,7 +395,7 @@ impl Counter {
             // The gate is low: a trigger will load it.
             _ if self.stopped => {}
             mode => {
-                let (phase, half) = (self.phase(tick), self.high_half());
+                let (phase, half) = (self.position(tick), self.high_half());
                 let left = if mode == 3 && phase < half {
                     half - phase
                 } else {

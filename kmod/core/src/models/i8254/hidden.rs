@@ -88,8 +88,7 @@ impl Hidden for I8254 {
             regs::COUNTER_CONTROL => control(counter),
             regs::COUNTER_ELEMENT => element(counter),
             regs::COUNTER_LOAD => counter.load_at.unwrap_or(NO_LOAD),
-            _ if counter.stopped => counter.elapsed,
-            _ => counter.start,
+            _ => counter.phase,
         }
     }
 
@@ -131,8 +130,7 @@ impl Hidden for I8254 {
                     regs::COUNTER_CONTROL => set_control(counter, value),
                     regs::COUNTER_ELEMENT => set_element(counter, value),
                     regs::COUNTER_LOAD => counter.load_at = Some(value).filter(|&at| at != NO_LOAD),
-                    // Which of the two counts is said by the control state.
-                    _ => (counter.start, counter.elapsed) = (value, value),
+                    _ => counter.phase = value,
                 }
             }
         }
