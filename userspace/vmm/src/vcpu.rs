@@ -272,42 +272,49 @@ impl Drop for EndGuard {
 impl Runner {
     fn main(mut self) {
         let _guard = EndGuard(Arc::clone(&self.shared));
+        let end = loop {
+            if !self.wait_to_run() {
+                break End::Stopped;
+            }
+            if let Some(end) = self.run_while_wished() {
+                break end;
+            }
+        };
+        self.shared.set_actual(Actual::Ended(end));
+    }
+
+    /// Says that the vCPU has stopped, and waits. False when the thread is to end. Every change from stopped to running
+    /// is made here, under the lock, so that nobody finds the vCPU stopped while it runs.
+    fn wait_to_run(&self) -> bool {
+        let mut state = self.shared.lock();
         loop {
-            if self.wish() == Wish::Run {
-                if let Some(end) = self.step() {
-                    self.shared.set_actual(Actual::Ended(end));
-                    return;
+            match state.0 {
+                Wish::Quit => return false,
+                Wish::Run => {
+                    state.1 = Actual::Running;
+                    return true;
                 }
-                continue;
-            }
-            if let Some(end) = self.finish_access() {
-                self.shared.set_actual(Actual::Ended(end));
-                return;
-            }
-            let mut state = self.shared.lock();
-            while state.0 == Wish::Pause {
-                if state.1 != Actual::Paused {
+                Wish::Pause => {
                     state.1 = Actual::Paused;
                     self.shared.changed.notify_all();
-                }
-                state = self
-                    .shared
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
-            }
-            match state.0 {
-                Wish::Quit => {
-                    state.1 = Actual::Ended(End::Stopped);
-                    self.shared.changed.notify_all();
-                    return;
-                }
-                _ => {
-                    state.1 = Actual::Running;
-                    self.shared.changed.notify_all();
+                    state = self
+                        .shared
+                        .changed
+                        .wait(state)
+                        .unwrap_or_else(PoisonError::into_inner);
                 }
             }
         }
+    }
+
+    /// Runs the vCPU until something else is wished, and completes its last access.
+    fn run_while_wished(&mut self) -> Option<End> {
+        while self.wish() == Wish::Run {
+            if let Some(end) = self.step() {
+                return Some(end);
+            }
+        }
+        self.finish_access()
     }
 
     fn wish(&self) -> Wish {

@@ -144,3 +144,17 @@ fn a_device_that_the_host_has_not_is_an_error_that_names_it() {
         .expect_err("no such port");
     assert!(error.to_string().contains("ATTACH_DEVICE"), "{error}");
 }
+
+#[test]
+fn a_pause_right_after_a_resume_leaves_the_guest_stopped() {
+    // The thread may see the wish to run before or after it first says that it is paused.
+    for _ in 0..50 {
+        let vm = vm(&[]).expect("the fake has no objection");
+        for _ in 0..20 {
+            vm.resume(None).expect("it can run");
+            vm.pause().expect("it can be paused");
+            let fd = vm.fd().expect("it has not ended");
+            fd.vcpu_state(VCPU).expect("it is stopped");
+        }
+    }
+}

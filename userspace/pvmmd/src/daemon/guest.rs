@@ -34,6 +34,8 @@ pub struct Guest {
     /// Gone when the guest has ended, so that its memory is free.
     vm: Mutex<Option<Arc<Vm>>>,
     stage: Mutex<Stage>,
+    /// Held while it is being ended, so that whoever comes second finds it ended.
+    ending: Mutex<()>,
     /// The last move away from here.
     last_move: Mutex<Option<Arc<Move>>>,
 }
@@ -57,6 +59,7 @@ impl Guest {
             } else {
                 Stage::Here
             }),
+            ending: Mutex::default(),
             last_move: Mutex::default(),
         }
     }
@@ -110,8 +113,9 @@ impl Guest {
         self.vm().ok()?.wait_end(limit)
     }
 
-    /// Ends it, if it has not ended, and gives back what it had.
+    /// Ends it, if it has not ended, and gives back what it had. On return it has ended.
     pub fn finish(&self, end: End) {
+        let _ending = lock(&self.ending);
         // The virtual machine goes when the last user, perhaps a move that is failing, lets it go.
         let Some(vm) = lock(&self.vm).take() else {
             return;
