@@ -7,6 +7,7 @@
 //! so products are split instead.
 #![forbid(unsafe_code)]
 
+use core::num::NonZeroU64;
 use pvmm_uapi::Clock;
 
 /// Nanoseconds in a millisecond: a rate in kHz is ticks per this many nanoseconds.
@@ -19,19 +20,20 @@ const NS_PER_MS: u64 = 1_000_000;
 pub struct GuestClock {
     vm_ns: u64,
     tsc: u64,
-    tsc_khz: u32,
+    /// Non-zero in its type, so that divisions by it have no panic.
+    tsc_khz: NonZeroU64,
 }
 
 impl GuestClock {
     /// The line through the point of `clock` with its rate. `None` if the rate is zero.
     pub const fn new(clock: &Clock) -> Option<Self> {
-        if clock.tsc_khz == 0 {
+        let Some(tsc_khz) = NonZeroU64::new(clock.tsc_khz as u64) else {
             return None;
-        }
+        };
         Some(Self {
             vm_ns: clock.vm_ns,
             tsc: clock.tsc,
-            tsc_khz: clock.tsc_khz,
+            tsc_khz,
         })
     }
 
@@ -47,12 +49,13 @@ impl GuestClock {
 
     /// The guest's TSC rate in kHz.
     pub const fn tsc_khz(&self) -> u32 {
-        self.tsc_khz
+        // Made from 32 bits.
+        self.tsc_khz.get() as u32
     }
 
     /// The TSC at VM nanosecond `vm_ns`.
     pub const fn tsc_at(&self, vm_ns: u64) -> u64 {
-        let khz = self.tsc_khz as u64;
+        let khz = self.tsc_khz.get();
         if vm_ns >= self.vm_ns {
             let elapsed = vm_ns - self.vm_ns;
             let whole = (elapsed / NS_PER_MS).wrapping_mul(khz);
@@ -69,17 +72,14 @@ impl GuestClock {
 
     /// The first VM nanosecond at which the TSC is at least `tsc`: never early, and one nanosecond before it the TSC is
     /// still lower. 0 if that was before the VM was made; `None` if it is beyond 2^64 ns.
-    pub const fn ns_at_or_after(&self, tsc: u64) -> Option<u64> {
-        let khz = self.tsc_khz as u64;
+    pub fn ns_at_or_after(&self, tsc: u64) -> Option<u64> {
+        let khz = self.tsc_khz;
         if tsc >= self.tsc {
             let ticks = tsc - self.tsc;
-            let Some(whole) = (ticks / khz).checked_mul(NS_PER_MS) else {
-                return None;
-            };
-            let rest = ((ticks % khz) * NS_PER_MS).div_ceil(khz);
-            let Some(distance) = whole.checked_add(rest) else {
-                return None;
-            };
+            let whole = (ticks / khz).checked_mul(NS_PER_MS)?;
+            // Rounded up: u64 has no div_ceil by a non-zero type.
+            let rest = ((ticks % khz) * NS_PER_MS + (khz.get() - 1)) / khz;
+            let distance = whole.checked_add(rest)?;
             self.vm_ns.checked_add(distance)
         } else {
             let ticks = self.tsc - tsc;

@@ -18,5 +18,6 @@ pub mod decode;
 pub mod devices;
 pub mod iospace;
 pub mod models;
+pub mod paging;
 pub mod record;
 pub mod replay;

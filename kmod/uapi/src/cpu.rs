@@ -235,10 +235,11 @@ pub struct LocalApicState {
     pub apic_base: u64,
     /// IA32_TSC_DEADLINE; 0 when disarmed.
     pub tsc_deadline: u64,
-    /// VM nanoseconds at which the running count started or was last reloaded.
+    /// VM nanoseconds at which the current count in `registers` was the count.
     pub timer_start_ns: u64,
-    /// The registers at offsets 0h, 10h, ... 3F0h of the xAPIC page (SDM volume 3, table 12-1). The current count (390h)
-    /// is derived and zero here.
+    /// The registers at offsets 0h, 10h, ... 3F0h of the xAPIC page (SDM volume 3, table 12-1), with two exceptions: the
+    /// current count (390h) is the count at `timer_start_ns`, 0 when the timer is stopped, and the reserved place 290h
+    /// holds the errors since the last write of ESR. In x2APIC mode, ID and LDR have the form of that mode.
     pub registers: [u32; 64],
 }
 

@@ -77,6 +77,19 @@ pub trait Registers {
     fn segment_base(&self, segment: SegmentName) -> u64;
 }
 
+/// The linear address of the instruction at RIP.
+pub fn instruction_address<R: Registers + ?Sized>(registers: &R, size: CodeSize) -> u64 {
+    match size {
+        CodeSize::Bits64 => registers.rip(),
+        CodeSize::Bits16 | CodeSize::Bits32 => {
+            registers
+                .segment_base(SegmentName::Cs)
+                .wrapping_add(registers.rip())
+                & Width::W4.mask()
+        }
+    }
+}
+
 /// Why some bytes are not an instruction that this decoder carries out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DecodeError {

@@ -221,6 +221,23 @@ impl IoApic {
         }
     }
 
+    /// Whether a pin is masked; pins above 23 are.
+    pub fn is_masked(&self, pin: u8) -> bool {
+        self.redirection
+            .get(usize::from(pin))
+            .is_none_or(|entry| entry & MASKED != 0)
+    }
+
+    /// Whether an interrupt of a pin is on its way and not yet acknowledged by the processor: pending here, being
+    /// served as a level, or in the IRR of the local APIC, which `requested` looks at. A masked pin has none.
+    pub fn is_waiting(&self, pin: u8, requested: impl FnOnce(u8) -> bool) -> bool {
+        let Some(entry) = self.redirection.get(usize::from(pin)) else {
+            return false;
+        };
+        entry & MASKED == 0
+            && (self.pending & 1 << pin != 0 || entry & REMOTE_IRR != 0 || requested(*entry as u8))
+    }
+
     /// Sends again what no local APIC took before. Call when a local APIC has changed.
     pub fn retry(&mut self, bus: Bus<'_>) {
         let mut waiting = self.pending | self.levels;

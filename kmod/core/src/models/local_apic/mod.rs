@@ -108,8 +108,8 @@ pub struct LocalApic {
     timer_start: u64,
     /// 0 when disarmed.
     tsc_deadline: u64,
-    /// Levels of LINT0 and LINT1.
-    lint: [bool; 2],
+    /// Levels of LINT0 and LINT1; `None` after a restore, until what drives the pin tells.
+    lint: [Option<bool>; 2],
     signals: Signals,
 }
 
@@ -126,7 +126,7 @@ impl LocalApic {
             errors: 0,
             timer_start: 0,
             tsc_deadline: 0,
-            lint: [false; 2],
+            lint: [Some(false); 2],
             signals: Signals {
                 nmi: false,
                 init: false,
@@ -300,13 +300,14 @@ impl LocalApic {
         }
     }
 
-    /// Sets the level of a local interrupt pin.
+    /// Sets the level of a local interrupt pin. The first level after [`Self::restore`] is the one that the pin had, and
+    /// no edge.
     pub fn set_lint(&mut self, pin: Lint, level: bool) {
-        let old = core::mem::replace(&mut self.lint[pin as usize], level);
+        let old = self.lint[pin as usize].replace(level);
         if !self.is_enabled() {
             return;
         }
-        if level && !old && !self.is_level_lint(pin) {
+        if level && old == Some(false) && !self.is_level_lint(pin) {
             self.raise_local(pin.lvt());
         }
         self.service_level_lints();
@@ -323,7 +324,11 @@ impl LocalApic {
         for pin in [Lint::Lint0, Lint::Lint1] {
             let entry = self.registers[pin.lvt()];
             let waiting = entry & (LVT_MASKED | LVT_REMOTE_IRR) == 0;
-            if self.lint[pin as usize] && waiting && self.is_level_lint(pin) && entry as u8 >= 16 {
+            if self.lint[pin as usize] == Some(true)
+                && waiting
+                && self.is_level_lint(pin)
+                && entry as u8 >= 16
+            {
                 self.registers[pin.lvt()] |= LVT_REMOTE_IRR;
                 self.request(entry as u8, Trigger::Level);
             }
@@ -371,6 +376,11 @@ impl LocalApic {
     /// The vector of the highest request, whatever the priority of the processor: for the TPR threshold of the VMCS.
     pub fn highest_request(&self) -> Option<u8> {
         self.highest(IRR)
+    }
+
+    /// Whether `vector` is requested and not yet acknowledged.
+    pub fn is_requested(&self, vector: u8) -> bool {
+        self.vector(IRR, vector)
     }
 
     /// The vector that interrupts the processor now, if its class is above the processor priority.

@@ -42,6 +42,7 @@ impl LocalApic {
             errors: state.registers[PENDING_ERRORS],
             timer_start: state.timer_start_ns,
             tsc_deadline: state.tsc_deadline,
+            lint: [None; 2],
             ..self.clone()
         };
         new.check()?;

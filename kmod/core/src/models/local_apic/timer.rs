@@ -159,8 +159,12 @@ impl LocalApic {
             Mode::Periodic => {
                 let first = self.timer_start.checked_add(count * self.divisor())?;
                 let period = u64::from(self.registers[INITIAL_COUNT]) * self.divisor();
-                let together = MIN_PERIOD_NS.div_ceil(period.max(1));
-                first.checked_add(period * together.saturating_sub(1))
+                // As many periods as fit into the minimum, less the one that `first` already has.
+                let together = MIN_PERIOD_NS
+                    .saturating_sub(1)
+                    .checked_div(period)
+                    .unwrap_or(0);
+                first.checked_add(period * together)
             }
             Mode::TscDeadline if self.tsc_deadline != 0 => clock.ns_at_or_after(self.tsc_deadline),
             Mode::TscDeadline | Mode::Reserved => None,
