@@ -138,7 +138,7 @@ fn serve_client(daemon: &Arc<Daemon>, stream: &UnixStream) {
                 }
             }
         }
-        let message = match respond(daemon, envelope, &mut writer) {
+        let message = match respond(daemon, envelope, writer) {
             Ok(reply) => Message::Return(reply),
             Err(error) => Message::Error(error),
         };
