@@ -12,12 +12,21 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod arch;
 pub mod chipset;
 pub mod clock;
 pub mod decode;
 pub mod devices;
 pub mod iospace;
+pub mod memory;
 pub mod models;
+pub mod monitor;
 pub mod paging;
+pub mod platform;
 pub mod record;
 pub mod replay;
+pub mod vcpu;
+pub mod vm;
+
+/// The monitor's version.
+pub const VERSION: &str = "0.1.0";

@@ -15,6 +15,11 @@ pub const EXIT_HALTED_FOREVER: u32 = 4;
 /// [`Run::exit`]: the monitor cannot go on with this guest; [`Run::error`] says why. The vCPU's state can still be read.
 pub const EXIT_INTERNAL_ERROR: u32 = 5;
 
+/// [`Run::exit`]: the guest asked to be powered off (ACPI S5).
+pub const EXIT_POWER_OFF: u32 = 6;
+/// [`Run::exit`]: the guest asked to be reset.
+pub const EXIT_RESET: u32 = 7;
+
 /// [`Run::error`]: VM entry failed because of invalid guest state; [`Run::value`] holds the exit qualification.
 pub const ERROR_INVALID_GUEST_STATE: u32 = 1;
 /// [`Run::error`]: an instruction that accesses a device could not be decoded; [`Run::address`] holds RIP.
@@ -25,6 +30,9 @@ pub const ERROR_VM_INSTRUCTION: u32 = 3;
 pub const ERROR_GUEST_MEMORY: u32 = 4;
 /// [`Run::error`]: an exit reason that this monitor does not know; [`Run::value`] holds it.
 pub const ERROR_UNKNOWN_EXIT: u32 = 5;
+
+/// [`Run::error`]: another hypervisor has taken the virtualisation hardware. The guest can go on when it is free again.
+pub const ERROR_VMX_UNAVAILABLE: u32 = 6;
 
 /// Argument of [`crate::RUN`].
 #[repr(C)]

@@ -3,5 +3,6 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod bitmap;
 
 pub use access::{Access, Direction, Location, Width};

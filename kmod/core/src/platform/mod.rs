@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The machine around the vCPU: chipset, attached devices, the policy of each port, and the clock.
+//!
+//! Owned by the vCPU's lock, so that an exit finds it without taking another. Other threads reach it through
+//! [`crate::vcpu::Control`] only.
+#![forbid(unsafe_code)]
+
+mod attached;
+mod clock;
+
+pub use attached::{AttachError, Attached};
+pub use clock::VmClock;
+
+use crate::chipset::{ApicFeatures, Chipset};
+use crate::devices::RecorderState;
+use crate::record::{Recorded, Recorder};
+use crate::replay::Backend;
+use crate::iospace::bitmap::IoBitmap;
+use crate::iospace::{Access, Direction, Location, Width};
+use crate::vcpu::Control;
+use pvmm_hostabi::{Host, Hpa, OutOfMemory};
+use pvmm_uapi::{DEVICE_I8254, DEVICE_I8259, KIND_I8254, KIND_I8259};
+
+/// Most devices that can be attached to a VM, beside the 8259 pair and the 8254.
+pub const MAX_ATTACHED: usize = 4;
+
+/// Number of the first attached device.
+const FIRST_ATTACHED: u32 = 2;
+
+/// How an access to a port ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortOutcome {
+    /// The device has had it; for a read, what it returned.
+    Done(u64),
+    /// It is userspace's.
+    User,
+}
+
+/// Chipset, devices, clock.
+pub struct Platform<H: Host> {
+    /// The chipset.
+    pub chipset: H::Box<Chipset>,
+    clock: VmClock,
+    tsc_adjust: u64,
+    bitmap: IoBitmap<H>,
+    pic_recorder: H::Box<RecorderState>,
+    pit_recorder: H::Box<RecorderState>,
+    attached: [Option<Attached<H>>; MAX_ATTACHED],
+    control: H::Shared<Control<H>>,
+    seen_levels: u32,
+    nmi: bool,
+    power_off: bool,
+    reset: bool,
+}
+
+/// The recorded device that a chipset port belongs to, and the place in it.
+fn recorded_location(port: u16) -> Option<(u32, Location)> {
+    Some(match port {
+        0x20..=0x21 => (KIND_I8259, Location::new(0, u64::from(port - 0x20))),
+        0xa0..=0xa1 => (KIND_I8259, Location::new(1, u64::from(port - 0xa0))),
+        0x4d0..=0x4d1 => (KIND_I8259, Location::new(2, u64::from(port - 0x4d0))),
+        0x40..=0x43 => (KIND_I8254, Location::new(0, u64::from(port - 0x40))),
+        0x61 => (KIND_I8254, Location::new(1, 0)),
+        _ => return None,
+    })
+}
+
+impl<H: Host> Platform<H> {
+    /// A machine after reset.
+    pub fn new(
+        apic: Option<ApicFeatures>,
+        clock: VmClock,
+        control: H::Shared<Control<H>>,
+    ) -> Result<Self, OutOfMemory> {
+        let recorder = |kind| RecorderState::new(kind).ok_or(OutOfMemory);
+        Ok(Self {
+            chipset: H::boxed(Chipset::new(apic, clock.guest_clock(0)))?,
+            clock,
+            tsc_adjust: 0,
+            bitmap: IoBitmap::new()?,
+            pic_recorder: H::boxed(recorder(KIND_I8259)?)?,
+            pit_recorder: H::boxed(recorder(KIND_I8254)?)?,
+            attached: [const { None }; MAX_ATTACHED],
+            control,
+            seen_levels: 0,
+            nmi: false,
+            power_off: false,
+            reset: false,
+        })
+    }
+
+    /// Addresses of the two I/O bitmaps.
+    pub fn io_bitmaps(&self) -> (Hpa, Hpa) {
+        self.bitmap.phys()
+    }
+
+    /// VM nanoseconds at the host's TSC `tsc`.
+    pub fn now(&self, tsc: u64) -> u64 {
+        self.clock.vm_ns(tsc)
+    }
+
+    /// TSC ticks of the host in `ns` nanoseconds.
+    pub fn host_ticks(&self, ns: u64) -> u64 {
+        self.clock.host_ticks(ns)
+    }
+
+    /// The VM's clock.
+    pub const fn clock(&self) -> &VmClock {
+        &self.clock
+    }
+
+    /// Sets the VM's clock.
+    pub fn set_clock(&mut self, clock: VmClock) {
+        self.clock = clock;
+        self.chipset.set_clock(clock.guest_clock(self.tsc_adjust));
+    }
+
+    /// Tells the chipset's TSC deadline of a new IA32_TSC_ADJUST.
+    pub fn set_tsc_adjust(&mut self, adjust: u64) {
+        self.tsc_adjust = adjust;
+        self.chipset.set_clock(self.clock.guest_clock(adjust));
+    }
+
+    /// Brings interrupts that came from other threads to the chipset's pins.
+    pub fn drain_interrupts(&mut self) {
+        let (rose, levels) = self.control.take_lines();
+        let changed = rose | (levels ^ self.seen_levels);
+        self.seen_levels = levels;
+        for irq in (0..16u8).filter(|irq| changed & (1 << irq) != 0) {
+            if rose & (1 << irq) != 0 {
+                self.chipset.set_isa_line(irq, false);
+                self.chipset.set_isa_line(irq, true);
+            }
+            self.chipset.set_isa_line(irq, levels & (1 << irq) != 0);
+        }
+    }
+
+    /// Takes an NMI that the local APIC asked for.
+    pub fn take_nmi(&mut self) -> bool {
+        let signals = self.chipset.take_signals();
+        core::mem::take(&mut self.nmi) | signals.nmi
+    }
+
+    /// Whether the guest has asked to be powered off or reset.
+    pub fn has_request(&mut self) -> bool {
+        let requests = self.chipset.take_requests();
+        self.power_off |= requests.soft_off;
+        self.reset |= requests.reset;
+        self.power_off || self.reset
+    }
+
+    /// Takes the request of [`Platform::has_request`]: power off, reset.
+    pub fn take_request(&mut self) -> (bool, bool) {
+        (core::mem::take(&mut self.power_off), core::mem::take(&mut self.reset))
+    }
+
+    /// An access to ports. Whoever serves the first port gets the whole access if it is one of the ACPI registers; all
+    /// other devices here are byte devices, and each byte goes where it belongs. Any context.
+    pub fn port(
+        &mut self,
+        port: u16,
+        width: Width,
+        direction: Direction,
+        value: u64,
+        now: u64,
+    ) -> PortOutcome {
+        if self.is_user(port) {
+            return PortOutcome::User;
+        }
+        if width == Width::W1 || (Chipset::claims_port(port) && recorded_location(port).is_none()) {
+            return PortOutcome::Done(self.single(port, width, direction, value, now));
+        }
+        let mut result = 0;
+        for byte in 0..width.bytes() {
+            let part = value >> (8 * byte) & 0xff;
+            // Ports wrap at 64 KiB, as on the bus.
+            let at = port.wrapping_add(u16::from(byte));
+            result |= (self.single(at, Width::W1, direction, part, now) & 0xff) << (8 * byte);
+        }
+        PortOutcome::Done(result)
+    }
+
+    fn is_user(&self, port: u16) -> bool {
+        !Chipset::claims_port(port) && !self.attached.iter().flatten().any(|device| device.covers(port))
+    }
+
+    fn single(&mut self, port: u16, width: Width, direction: Direction, value: u64, now: u64) -> u64 {
+        if let Some(device) = self.attached.iter_mut().flatten().find(|device| device.covers(port)) {
+            let result = device.access(port, width, direction, value);
+            device.update_bitmap(&self.bitmap);
+            return result;
+        }
+        let result = match direction {
+            Direction::Read => self.chipset.port_read(port, width, now),
+            Direction::Write => self.chipset.port_write(port, width, value, now).map(|()| value),
+        };
+        let Some(result) = result else { return width.mask() };
+        if let Some((kind, at)) = recorded_location(port) {
+            let access = Access { at, width, direction, value: result & width.mask() };
+            match kind {
+                KIND_I8259 => self.pic_recorder.after(&access),
+                _ => self.pit_recorder.after(&access),
+            }
+        }
+        result
+    }
+
+    /// Attaches a device that was claimed from the host; returns its number. The guest's ports must be free.
+    pub fn attach(&mut self, device: Attached<H>, count: u16) -> Result<u32, AttachError> {
+        let base = device.guest_base();
+        let taken = (0..count).any(|offset| {
+            let port = base.wrapping_add(offset);
+            Chipset::claims_port(port) || self.attached.iter().flatten().any(|other| other.covers(port))
+        });
+        if taken || base.checked_add(count).is_none() {
+            return Err(AttachError::Overlap);
+        }
+        let (number, place) = (FIRST_ATTACHED..)
+            .zip(&mut self.attached)
+            .find(|(_, place)| place.is_none())
+            .ok_or(AttachError::TooMany)?;
+        device.update_bitmap(&self.bitmap);
+        *place = Some(device);
+        Ok(number)
+    }
+
+    /// Calls `body` with the kind, the ranges, the recorder and the backend of device `number`. `None` if there is no such
+    /// device.
+    pub fn with_device<R>(
+        &mut self,
+        number: u32,
+        now: u64,
+        body: impl FnOnce(&mut RecorderState, &mut dyn Backend) -> R,
+    ) -> Option<R> {
+        match number {
+            DEVICE_I8259 => Some(body(&mut self.pic_recorder, self.chipset.i8259_mut())),
+            DEVICE_I8254 => Some(body(&mut self.pit_recorder, &mut self.chipset.i8254_at(now))),
+            _ => {
+                let index = number.checked_sub(FIRST_ATTACHED)? as usize;
+                let device = self.attached.get_mut(index)?.as_mut()?;
+                let (recorder, mut hardware) = device.parts();
+                let result = body(recorder, &mut hardware);
+                device.update_bitmap(&self.bitmap);
+                Some(result)
+            }
+        }
+    }
+
+    /// Executes a restore plan on device `number`, which the device's recorder watches, so that the device can move on.
+    pub fn execute(
+        &mut self,
+        number: u32,
+        now: u64,
+        steps: &[pvmm_uapi::PlanStep],
+        timing: &mut dyn crate::replay::Timing,
+    ) -> Option<crate::replay::Outcome> {
+        self.with_device(number, now, |recorder, backend| {
+            let ranges = crate::devices::kind(recorder.number()).map_or(&[][..], |kind| kind.ranges);
+            let mut recorded = Recorded { backend, recorder };
+            crate::replay::execute(steps, ranges, &mut recorded, timing)
+        })
+    }
+}

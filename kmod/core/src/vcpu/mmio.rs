@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Instructions that the monitor carries out: accesses to device memory, and string I/O.
+//!
+//! Both need the guest's page tables or memory, hence the owner's address space, and run outside a window.
+#![forbid(unsafe_code)]
+
+use super::{error, Surroundings, Vcpu};
+use crate::arch::x86::registers::{rdtsc, RCX, RDI, RFLAGS_DF, RSI};
+use crate::arch::x86::snapshot::{Changes, Exception, Snapshot};
+use crate::arch::x86::vmx::VmxVcpu;
+use crate::decode::{decode, CodeSize, Registers, SegmentName, MAX_LENGTH};
+use crate::iospace::{Direction, Width};
+use crate::memory::GuestMemory;
+use crate::paging::{GuestPhysicalRead, Paging, Purpose, TranslateError};
+use crate::platform::PortOutcome;
+use pvmm_hostabi::{Gpa, Host, Interrupted, PAGE_SIZE};
+use pvmm_uapi::{Run, ERROR_DECODE};
+
+/// One element of an INS or OUTS.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StringElement {
+    pub port: u16,
+    pub width: Width,
+    pub direction: Direction,
+    pub repeat: bool,
+    pub linear: u64,
+    pub address_bytes: u8,
+}
+
+/// Guest memory as the page walk reads it.
+struct Tables<'a, 'b, H: Host>(&'a Surroundings<'b, H>);
+
+impl<H: Host> GuestPhysicalRead for Tables<'_, '_, H> {
+    fn read_u64(&mut self, gpa: u64) -> Option<u64> {
+        let mut bytes = [0; 8];
+        self.0.memory.read(self.0.space, Gpa(gpa), &mut bytes).ok()?;
+        Some(u64::from_le_bytes(bytes))
+    }
+
+    fn read_u32(&mut self, gpa: u64) -> Option<u32> {
+        let mut bytes = [0; 4];
+        self.0.memory.read(self.0.space, Gpa(gpa), &mut bytes).ok()?;
+        Some(u32::from_le_bytes(bytes))
+    }
+}
+
+/// The vCPU's registers while an instruction is carried out.
+struct Executing<'a, H: Host> {
+    cpu: &'a mut VmxVcpu<H>,
+    snapshot: Snapshot,
+    changes: Changes,
+}
+
+impl<H: Host> Registers for Executing<'_, H> {
+    fn gpr(&self, index: u8) -> u64 {
+        self.cpu.gpr(index)
+    }
+
+    fn set_gpr(&mut self, index: u8, value: u64) {
+        self.cpu.set_gpr(index, value);
+    }
+
+    fn rip(&self) -> u64 {
+        self.changes.rip.unwrap_or(self.snapshot.rip)
+    }
+
+    fn set_rip(&mut self, value: u64) {
+        self.changes.rip = Some(value);
+    }
+
+    fn rflags(&self) -> u64 {
+        self.changes.rflags.unwrap_or(self.snapshot.rflags)
+    }
+
+    fn set_rflags(&mut self, value: u64) {
+        self.changes.rflags = Some(value);
+    }
+
+    fn segment_base(&self, segment: SegmentName) -> u64 {
+        let index = match segment {
+            SegmentName::Es => 0,
+            SegmentName::Cs => 1,
+            SegmentName::Ss => 2,
+            SegmentName::Ds => 3,
+            SegmentName::Fs => 4,
+            SegmentName::Gs => 5,
+        };
+        self.snapshot.segments[index].base
+    }
+}
+
+impl<H: Host> Vcpu<H> {
+    fn paging(&self) -> Paging {
+        let snapshot = self.cpu.snapshot();
+        Paging { cr0: snapshot.cr0, cr3: snapshot.cr3, cr4: snapshot.cr4, efer: snapshot.efer }
+    }
+
+    /// Guest-physical address of a linear one, or the exception that the access raises.
+    fn translate(
+        &self,
+        around: &Surroundings<'_, H>,
+        linear: u64,
+        write: bool,
+    ) -> Result<u64, Exception> {
+        let purpose = Purpose { write, user: self.cpu.snapshot().cpl() == 3, fetch: false };
+        match self.paging().translate(linear, purpose, &mut Tables(around)) {
+            Ok(translation) => Ok(translation.gpa),
+            Err(TranslateError::PageFault(code)) => {
+                Err(Exception { vector: 14, error_code: Some(code), address: Some(linear) })
+            }
+            Err(TranslateError::NotCanonical | TranslateError::NoTable(_)) => {
+                Err(Exception::GENERAL_PROTECTION)
+            }
+        }
+    }
+
+    /// Copies the instruction at RIP; how many bytes could be had.
+    fn fetch(&self, around: &Surroundings<'_, H>, bytes: &mut [u8; MAX_LENGTH]) -> usize {
+        let snapshot = self.cpu.snapshot();
+        let mut linear = snapshot.rip.wrapping_add(snapshot.segments[1].base);
+        if snapshot.code_size() != CodeSize::Bits64 {
+            linear &= 0xffff_ffff;
+        }
+        let mut got = 0;
+        while got < bytes.len() {
+            let at = linear.wrapping_add(got as u64);
+            let Ok(gpa) = self.translate(around, at, false) else { break };
+            let in_page = (PAGE_SIZE - (gpa & (PAGE_SIZE - 1))) as usize;
+            let end = bytes.len().min(got + in_page);
+            let Some(part) = bytes.get_mut(got..end) else { break };
+            if around.memory.read(around.space, Gpa(gpa), part).is_err() {
+                break;
+            }
+            got = end;
+        }
+        got
+    }
+
+    /// Carries out the instruction at RIP, which touched device memory at `gpa`.
+    pub(super) fn device_memory(
+        &mut self,
+        gpa: Gpa,
+        around: &Surroundings<'_, H>,
+        run: &mut Run,
+    ) -> Result<bool, Interrupted> {
+        let mut bytes = [0; MAX_LENGTH];
+        let got = self.fetch(around, &mut bytes);
+        let snapshot = *self.cpu.snapshot();
+        let Ok(instruction) = decode(bytes.get(..got).unwrap_or(&[]), snapshot.code_size()) else {
+            return Ok(error(run, ERROR_DECODE, snapshot.rip, gpa.0));
+        };
+        let access = {
+            let executing =
+                Executing { cpu: &mut self.cpu, snapshot, changes: Changes::default() };
+            instruction.access(&executing)
+        };
+        let width = access.width;
+        let mut read = 0;
+        if let Some(linear) = access.read {
+            match self.translate(around, linear, false) {
+                Ok(gpa) => read = self.memory_read(around.memory, around, gpa, width),
+                Err(exception) => return Ok(self.raise(exception)),
+            }
+        }
+        // The write's translation comes before the instruction takes effect: a fault must leave everything as it was.
+        let target = match access.write.map(|linear| self.translate(around, linear, true)) {
+            None => None,
+            Some(Ok(gpa)) => Some(gpa),
+            Some(Err(exception)) => return Ok(self.raise(exception)),
+        };
+        let mut executing = Executing { cpu: &mut self.cpu, snapshot, changes: Changes::default() };
+        let written = instruction.execute(&mut executing, read);
+        let changes = executing.changes;
+        *self.cpu.changes() = changes;
+        if let (Some(gpa), Some(value)) = (target, written) {
+            self.memory_write(around.memory, around, gpa, width, value);
+        }
+        Ok(false)
+    }
+
+    fn raise(&mut self, exception: Exception) -> bool {
+        self.cpu.changes().exception = Some(exception);
+        false
+    }
+
+    /// Reads RAM or a device; what is neither reads all ones.
+    fn memory_read(
+        &mut self,
+        memory: &GuestMemory<H>,
+        around: &Surroundings<'_, H>,
+        gpa: u64,
+        width: Width,
+    ) -> u64 {
+        let now = self.platform.now(rdtsc());
+        if let Some(value) = self.platform.chipset.mmio_read(gpa, width, now) {
+            return value & width.mask();
+        }
+        let mut bytes = [0; 8];
+        let part = bytes.get_mut(..usize::from(width.bytes())).unwrap_or(&mut []);
+        match memory.read(around.space, Gpa(gpa), part) {
+            Ok(()) => u64::from_le_bytes(bytes),
+            Err(_) => width.mask(),
+        }
+    }
+
+    /// Writes RAM or a device; what is neither takes the write and forgets it.
+    fn memory_write(
+        &mut self,
+        memory: &GuestMemory<H>,
+        around: &Surroundings<'_, H>,
+        gpa: u64,
+        width: Width,
+        value: u64,
+    ) {
+        let now = self.platform.now(rdtsc());
+        if self.platform.chipset.mmio_write(gpa, width, value & width.mask(), now).is_some() {
+            return;
+        }
+        let bytes = value.to_le_bytes();
+        if let Some(part) = bytes.get(..usize::from(width.bytes())) {
+            // Memory that is not there forgets what is written to it.
+            let _ = memory.write(around.space, Gpa(gpa), part);
+        }
+    }
+
+    /// Carries out one element of INS or OUTS. RIP moves on when the count is used up; until then the instruction comes
+    /// again, and interrupts get their turn in between, as on hardware.
+    pub(super) fn string_port(
+        &mut self,
+        element: &StringElement,
+        around: &Surroundings<'_, H>,
+        run: &mut Run,
+    ) -> Result<bool, Interrupted> {
+        let mask = match element.address_bytes {
+            2 => 0xffff,
+            4 => 0xffff_ffff,
+            _ => u64::MAX,
+        };
+        let snapshot = *self.cpu.snapshot();
+        let count = self.cpu.gpr(RCX as u8) & mask;
+        if element.repeat && count == 0 {
+            return Ok(self.string_done(around, run, snapshot));
+        }
+        let write = element.direction == Direction::Read;
+        let gpa = match self.translate(around, element.linear, write) {
+            Ok(gpa) => gpa,
+            Err(exception) => return Ok(self.raise(exception)),
+        };
+        if element.direction == Direction::Read {
+            // Userspace's ports answer strings with all ones: none of its devices is read that way.
+            let value = match self.port_access(element.port, element.width, Direction::Read, 0) {
+                PortOutcome::Done(value) => value,
+                PortOutcome::User => element.width.mask(),
+            };
+            self.memory_write(around.memory, around, gpa, element.width, value);
+        } else {
+            let value = self.memory_read(around.memory, around, gpa, element.width);
+            if self.port_access(element.port, element.width, Direction::Write, value) == PortOutcome::User {
+                run.exit = pvmm_uapi::EXIT_IO;
+                run.address = u64::from(element.port);
+                run.value = value;
+                run.width = u32::from(element.width.bytes());
+                run.write = 1;
+            }
+        }
+        let index = if write { RDI } else { RSI } as u8;
+        let step = u64::from(element.width.bytes());
+        let old = self.cpu.gpr(index);
+        let moved = if snapshot.rflags & RFLAGS_DF != 0 { old.wrapping_sub(step) } else { old.wrapping_add(step) };
+        self.set_masked(index, moved, mask);
+        let is_last = if element.repeat {
+            self.set_masked(RCX as u8, count.wrapping_sub(1), mask);
+            count == 1
+        } else {
+            true
+        };
+        let leaves = run.exit == pvmm_uapi::EXIT_IO;
+        if is_last && self.string_done(around, run, snapshot) {
+            return Ok(true);
+        }
+        Ok(leaves)
+    }
+
+    /// Writes the part of a register that the address size covers; 32 bits clear the upper half.
+    fn set_masked(&mut self, index: u8, value: u64, mask: u64) {
+        let old = self.cpu.gpr(index);
+        let kept = if mask == 0xffff { old & !mask } else { 0 };
+        self.cpu.set_gpr(index, kept | (value & mask));
+    }
+
+    /// Moves RIP behind the string instruction: prefixes and one opcode byte, 6Ch to 6Fh.
+    fn string_done(&mut self, around: &Surroundings<'_, H>, run: &mut Run, snapshot: Snapshot) -> bool {
+        let mut bytes = [0; MAX_LENGTH];
+        let got = self.fetch(around, &mut bytes);
+        let opcode = bytes.iter().take(got).position(|byte| matches!(byte, 0x6c..=0x6f));
+        let Some(opcode) = opcode else {
+            return error(run, ERROR_DECODE, snapshot.rip, 0);
+        };
+        self.cpu.changes().rip = Some(snapshot.rip.wrapping_add(opcode as u64 + 1));
+        false
+    }
+}

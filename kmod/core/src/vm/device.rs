@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Device requests: attaching, capturing, executing plans.
+#![forbid(unsafe_code)]
+
+use super::dispatch::{element, read, write, Error};
+use super::Vm;
+use crate::arch::x86::registers::rdtsc;
+use crate::devices::{CaptureError, RecorderState, Sink};
+use crate::platform::{AttachError, Attached};
+use crate::replay::Timing;
+use crate::vcpu::DeviceLine;
+use pvmm_hostabi::{Host, Ns};
+use pvmm_uapi::*;
+
+/// Ports of a 16550A.
+const UART_PORTS: u16 = 8;
+
+/// Real time for polls and delays.
+struct HostTiming<H: Host> {
+    clock: crate::platform::VmClock,
+    host: core::marker::PhantomData<H>,
+}
+
+impl<H: Host> Timing for HostTiming<H> {
+    fn now_ns(&mut self) -> u64 {
+        self.clock.vm_ns(rdtsc())
+    }
+
+    fn delay_ns(&mut self, ns: u64) {
+        H::delay(Ns(ns));
+    }
+}
+
+fn timing<H: Host>(clock: crate::platform::VmClock) -> HostTiming<H> {
+    HostTiming { clock, host: core::marker::PhantomData }
+}
+
+/// A port number.
+fn port(value: u32) -> Result<u16, Error> {
+    u16::try_from(value).map_err(|_| Error::Invalid)
+}
+
+impl<H: Host> Vm<H> {
+    pub(super) fn attach_device(&self, argument: u64) -> Result<(), Error> {
+        let mut attach: AttachDevice = read::<H, _>(argument)?;
+        let lines = [attach.guest_irq, attach.host_irq];
+        if attach.backend != BACKEND_PHYSICAL
+            || attach.kind != KIND_UART16550
+            || attach.reserved != 0
+            || lines.iter().any(|irq| *irq > 15 || matches!(irq, 0 | 2))
+        {
+            return Err(Error::Invalid);
+        }
+        let (guest_port, host_port) = (port(attach.guest_port)?, port(attach.host_port)?);
+        let recorder = H::boxed(RecorderState::new(attach.kind).ok_or(Error::Invalid)?)?;
+        let control = self.parts()?.control;
+        attach.device = self.with_vcpu(|vcpu, _| {
+            let ports = H::claim_ports(host_port, UART_PORTS)?;
+            let line = H::shared(DeviceLine::<H> { control, irq: attach.guest_irq })?;
+            let irq = H::claim_irq(attach.host_irq, line)?;
+            let device = Attached::new(ports, irq, guest_port, recorder);
+            vcpu.platform.attach(device, UART_PORTS).map_err(|error| match error {
+                AttachError::Overlap => Error::Exists,
+                AttachError::TooMany => Error::NoSpace,
+            })
+        })?;
+        write::<H, _>(argument, &attach)
+    }
+
+    pub(super) fn device_capture(&self, argument: u64) -> Result<(), Error> {
+        let mut request: DeviceCapture = read::<H, _>(argument)?;
+        let mut storage = H::boxed([StateRecord::default(); MAX_STATE_RECORDS as usize])?;
+        let room = request.count.min(MAX_STATE_RECORDS) as usize;
+        let (kind, count) = self.with_vcpu(|vcpu, _| {
+            let now = vcpu.platform.now(rdtsc());
+            let mut timing = timing::<H>(*vcpu.platform.clock());
+            vcpu.platform
+                .with_device(request.device, now, |recorder, backend| {
+                    let mut sink = Sink::new(storage.get_mut(..room).unwrap_or(&mut []));
+                    recorder.capture(backend, &mut timing, &mut sink)?;
+                    Ok((recorder.number(), sink.len()))
+                })
+                .ok_or(Error::Invalid)?
+                .map_err(|error| match error {
+                    CaptureError::Full => Error::NoSpace,
+                    CaptureError::Busy { .. } => Error::Busy,
+                    CaptureError::LogOverflow | CaptureError::Unknowable { .. } => Error::Failed,
+                })
+        })?;
+        for (index, record) in storage.iter().take(count).enumerate() {
+            write::<H, _>(element::<StateRecord>(request.records, index)?, record)?;
+        }
+        request.kind = kind;
+        request.count = count as u32;
+        request.version = crate::devices::kind(kind).map_or(0, |kind| kind.state_version);
+        write::<H, _>(argument, &request)
+    }
+
+    pub(super) fn device_execute(&self, argument: u64) -> Result<(), Error> {
+        let mut request: DeviceExecute = read::<H, _>(argument)?;
+        if request.count > MAX_PLAN_STEPS {
+            return Err(Error::Invalid);
+        }
+        // The plan is copied before it is checked, so that the caller can't change it in between.
+        let mut steps = H::boxed([PlanStep::default(); MAX_PLAN_STEPS as usize])?;
+        let count = request.count as usize;
+        for (index, place) in steps.iter_mut().take(count).enumerate() {
+            *place = read::<H, _>(element::<PlanStep>(request.steps, index)?)?;
+        }
+        let outcome = self.with_vcpu(|vcpu, _| {
+            let now = vcpu.platform.now(rdtsc());
+            let mut timing = timing::<H>(*vcpu.platform.clock());
+            let plan = steps.get(..count).unwrap_or(&[]);
+            vcpu.platform.execute(request.device, now, plan, &mut timing).ok_or(Error::Invalid)
+        })?;
+        request.outcome = outcome.outcome;
+        request.step = outcome.step;
+        request.found = outcome.found;
+        write::<H, _>(argument, &request)
+    }
+}
