@@ -14,7 +14,7 @@
 //! | `pvmm.status_ms=` | 1000 | period of the status lines, in ms, 100 to 60,000 |
 //! | `pvmm.com2=0\|1` | 1 | use COM2, if the kernel found it |
 //! | `pvmm.baud=` | 115200 | speed of COM2 |
-//! | `pvmm.exit_after=` | none | seconds until everything is verified, summed up and the guest ends |
+//! | `pvmm.exit_after=` | none | seconds from `READY` until everything is verified, summed up and the guest ends |
 //! | `pvmm.exit=poweroff\|reboot\|halt` | `poweroff` with ACPI, else `reboot` | how it ends |
 
 use core::fmt;

@@ -12,7 +12,7 @@
 //!
 //! | line | meaning |
 //! |---|---|
-//! | `pvmm-guest READY memory=<MiB> total=<MiB> cpus=<n> ...` | every checker runs, memory is filled |
+//! | `pvmm-guest READY memory=<MiB> total=<MiB> available=<MiB> cpus=<n> ...` | every checker runs, memory is filled |
 //! | `pvmm-guest OK <n> mem=<passes> checks=<n> maxgap_us=<us> ...` | once per second, nothing failed so far |
 //! | `pvmm-guest BAD <n> ... fails=<n>` | the same line, once something has failed |
 //! | `pvmm-guest FAIL <what>: <detail>` | a check failed; the guest goes on |

@@ -19,6 +19,7 @@ use pvmm_guest::Config;
 use rustix::event::{poll, PollFd, PollFlags};
 use rustix::time::{clock_gettime, ClockId};
 
+use crate::arch;
 use crate::boot;
 use crate::checkers::Role;
 use crate::console::Console;
@@ -75,6 +76,8 @@ struct Supervisor {
     config: Config,
     checkers: Vec<Checker>,
     memory_started: bool,
+    /// `MemAvailable` before any of it was put under the pattern.
+    available_mib: u64,
     booted: bool,
     failures: BTreeMap<String, u64>,
     verification: Option<Verification>,
@@ -93,6 +96,7 @@ impl Supervisor {
             kernel_log: None,
             checkers: Vec::new(),
             memory_started: false,
+            available_mib: 0,
             booted: false,
             failures: BTreeMap::new(),
             verification: None,
@@ -100,7 +104,7 @@ impl Supervisor {
             status: 0,
             next_beat: now,
             next_status: now + config.status,
-            exit_at: config.exit_after.map(|after| now + after),
+            exit_at: None,
             config,
         }
     }
@@ -201,6 +205,7 @@ impl Supervisor {
             self.fail("memory", "/proc/meminfo has no MemAvailable");
             return;
         };
+        self.available_mib = available >> 10;
         let workers = self.config.workers;
         let bytes = available.saturating_mul(1024) / 100 * u64::from(self.config.memory);
         let pages = bytes / PAGE_SIZE as u64 / u64::from(workers.max(1));
@@ -221,6 +226,7 @@ impl Supervisor {
             return;
         }
         self.booted = true;
+        self.exit_at = self.config.exit_after.map(|after| Instant::now() + after);
         let owned = self.memory().map(|checker| match checker.role {
             Role::Memory(_, pages) if checker.state == State::Ready => u64::from(pages),
             _ => 0,
@@ -229,10 +235,11 @@ impl Supervisor {
         let total = boot::meminfo_kib("MemTotal").unwrap_or(0) >> 10;
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         let (clocksource, load) = (boot::clocksource(), self.config.load);
+        // The TSC counts from the reset of the machine: what the boot has cost.
+        let (available, ms, tsc) = (self.available_mib, uptime_ms(), arch::tsc());
         self.say(format_args!(
-            "READY memory={mib} total={total} cpus={cpus} clocksource={clocksource} load={load} \
-             t={}",
-            uptime_ms()
+            "READY memory={mib} total={total} available={available} cpus={cpus} \
+             clocksource={clocksource} load={load} t={ms} tsc={tsc}"
         ));
     }
 
