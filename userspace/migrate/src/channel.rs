@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// Largest piece that is written at once, so that pacing is smooth and limits are seen.
 const WRITE_PIECE: usize = 64 << 10;
 /// How long a side that gives up listens, so that its last word is not overtaken by a reset of the connection.
-const LINGER: Duration = Duration::from_secs(2);
+pub(crate) const LINGER: Duration = Duration::from_secs(2);
 /// Longest reason that is sent, in bytes.
 const MAX_REASON: usize = 16 << 10;
 
@@ -179,6 +179,12 @@ impl Channel {
             }));
         }
         Ok(offer)
+    }
+
+    /// Answers an offer that could not be read: no version is chosen.
+    pub fn decline(&mut self, scope: &Scope<'_>, versions: &[u16]) -> Result<(), Error> {
+        let answer = Answer::choose(versions, &[]);
+        self.write_all(scope, &answer.encode())
     }
 
     fn read_preamble(&mut self, scope: &Scope<'_>) -> Result<([u8; PREAMBLE_LEN], Vec<u8>), Error> {

@@ -6,7 +6,10 @@
 //! and the module executes it on the device that its own operator gave to the guest: a peer cannot reach anything else.
 
 use crate::vm::{CapturedDevice, Executed};
-use pvmm_uapi::{PlanStep, OUTCOME_DONE, OUTCOME_MISMATCH, OUTCOME_REFUSED, OUTCOME_TIMEOUT};
+use pvmm_core::devices::{self, Sink};
+use pvmm_uapi::{
+    PlanStep, MAX_PLAN_STEPS, OUTCOME_DONE, OUTCOME_MISMATCH, OUTCOME_REFUSED, OUTCOME_TIMEOUT,
+};
 
 /// Why a device could not be brought into its state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -90,22 +93,20 @@ pub enum DeviceError {
 
 /// Name of a kind, as in `--grant` and in errors.
 pub fn kind_name(kind: u32) -> Option<&'static str> {
-    match kind {
-        pvmm_uapi::KIND_I8259 => Some("i8259"),
-        pvmm_uapi::KIND_I8254 => Some("i8254"),
-        pvmm_uapi::KIND_UART16550 => Some("serial"),
-        _ => None,
-    }
+    devices::kind(kind).map(|kind| kind.name)
 }
 
 /// Version of a kind's state layout that this build captures and restores.
 pub fn state_version(kind: u32) -> Option<u32> {
-    kind_name(kind).map(|_| 1)
+    devices::kind(kind).map(|kind| kind.state_version)
 }
 
 /// Name of a register of a kind.
-fn register_name(_kind: u32, register: u16) -> String {
-    format!("number {register}")
+fn register_name(kind: u32, register: u16) -> String {
+    match devices::register_name(kind, register) {
+        Some(name) => name.to_owned(),
+        None => format!("number {register}"),
+    }
 }
 
 /// The plan that brings a device of the kind into a captured state. Pure.
@@ -114,15 +115,22 @@ fn register_name(_kind: u32, register: u16) -> String {
 ///
 /// The records come from a peer: an unknown kind, version or register, or an impossible value, is refused by name.
 pub fn plan(device: u32, captured: &CapturedDevice) -> Result<Vec<PlanStep>, DeviceError> {
-    let kind = kind_name(captured.kind).ok_or(DeviceError::Kind {
-        device,
-        kind: captured.kind,
-    })?;
-    Err(DeviceError::Plan {
-        device,
+    let CapturedDevice {
         kind,
-        reason: "the core makes no plans yet".into(),
-    })
+        version,
+        ref records,
+    } = *captured;
+    let name = kind_name(kind).ok_or(DeviceError::Kind { device, kind })?;
+    let mut storage = vec![PlanStep::default(); MAX_PLAN_STEPS as usize];
+    let mut sink = Sink::new(&mut storage);
+    devices::plan(kind, version, records, &mut sink).map_err(|error| DeviceError::Plan {
+        device,
+        kind: name,
+        reason: error.to_string(),
+    })?;
+    let steps = sink.len();
+    storage.truncate(steps);
+    Ok(storage)
 }
 
 /// What an executed plan means.

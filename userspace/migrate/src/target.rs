@@ -103,7 +103,7 @@ fn serve_connection<H: TargetHost>(
     let offer = match offer {
         Ok((offer, _)) => offer,
         Err(error) => {
-            channel.give_up(&error.to_string());
+            refuse_handshake(channel, &error);
             return Err(error);
         }
     };
@@ -135,6 +135,30 @@ fn serve_connection<H: TargetHost>(
     match target.attempt() {
         Ok(description) => target.arrived(description),
         Err(error) => Err(target.fail(error)),
+    }
+}
+
+/// The handshake failed: says so in the way that the peer can read at that point. Best effort.
+fn refuse_handshake(mut channel: Channel, error: &Error) {
+    let scope = Scope::with_limit("giving-up", crate::channel::LINGER);
+    match error {
+        // It has our answer already, and reads from it that there is no common version.
+        Error::Wire {
+            source: WireError::NoCommonVersion { .. },
+            ..
+        } => channel.linger(),
+        // A peer of ours reads from this what is spoken here; others will not mind.
+        Error::Wire { .. } => match channel.decline(&scope, PROTOCOL_VERSIONS) {
+            Ok(()) => channel.linger(),
+            Err(error) => tracing::debug!(%error, "the peer could not be told"),
+        },
+        // The reason is here: the peer's offer is still to be read and answered, so that it takes a record.
+        Error::Hook { .. } | Error::Cancelled => match channel.answer(&scope, PROTOCOL_VERSIONS) {
+            Ok(_) => channel.give_up(&error.to_string()),
+            Err(error) => tracing::debug!(%error, "the peer could not be told"),
+        },
+        // Nobody is there any more.
+        _ => {}
     }
 }
 
