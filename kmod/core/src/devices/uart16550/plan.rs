@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The restore plan of a UART, for the peer's after a move and for the source's own after a move that failed.
 //!
-//! The UART is real, so the order matters: interrupts off and the lines idle (loopback) first; FIFOs cleared before
+//! The UART is real, so the order matters: the lines idle (loopback) and interrupts off first; FIFOs cleared before
 //! characters are put back through loopback at the highest rate; then the line's parameters; the guest's MCR ends
 //! loopback; IER comes last, so that what is pending raises the interrupt as the guest expects.
 #![forbid(unsafe_code)]
@@ -127,9 +127,10 @@ fn parse(records: &[StateRecord]) -> Result<State, PlanError> {
 
 fn restore(state: &State, sink: &mut Sink<'_, PlanStep>) -> Result<(), PlanError> {
     let mut plan = Plan::new(REGISTERS, sink);
+    // With loopback OUT2 is inactive, which takes the interrupt off a PC's bus whatever is still enabled.
+    plan.write(MCR, MCR_LOOP)?;
     plan.write(LCR, LCR_8N1)?;
     plan.write(IER, 0)?;
-    plan.write(MCR, MCR_LOOP)?;
     // FCR0 must be set for the other bits to be taken (8.4). Then whatever the FIFOs held is gone.
     plan.write(FCR, FCR_ENABLE)?;
     plan.write(FCR, FCR_ENABLE | FCR_CLEAR_RX | FCR_CLEAR_TX)?;
@@ -155,7 +156,8 @@ fn restore(state: &State, sink: &mut Sink<'_, PlanStep>) -> Result<(), PlanError
     plan.write(SCR, state.scr)?;
     plan.check(SCR, state.scr, 0xff)?;
     let fifos = if state.fcr & FCR_ENABLE != 0 { 0xc0 } else { 0 };
-    plan.check_fifos(fifos)?;
+    // IIR bits 6 and 7 are the only trace of FCR. Read before IER is restored, this takes no interrupt away.
+    plan.check(IIR, fifos, 0xc0)?;
     plan.write(MCR, state.mcr)?;
     plan.check(MCR, state.mcr, MCR_MASK)?;
     plan.write(IER, state.ier)?;
@@ -165,13 +167,6 @@ fn restore(state: &State, sink: &mut Sink<'_, PlanStep>) -> Result<(), PlanError
         plan.check(LCR, state.lcr, 0xff)?;
     }
     Ok(())
-}
-
-impl Plan<'_, '_> {
-    /// IIR bits 6 and 7 are the only trace of FCR. Read before IER is restored, this takes no interrupt away.
-    fn check_fifos(&mut self, bits: u64) -> Result<(), PlanError> {
-        self.check(IIR, bits, 0xc0)
-    }
 }
 
 fn divisor(plan: &mut Plan<'_, '_>, dll: u64, dlm: u64) -> Result<(), PlanError> {

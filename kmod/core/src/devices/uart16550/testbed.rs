@@ -120,7 +120,10 @@ impl Chip {
         if !self.looped() {
             return self.pins;
         }
-        (self.mcr >> 1 & 1) << 4 | (self.mcr & 1) << 5 | (self.mcr >> 2 & 1) << 6 | (self.mcr >> 3 & 1) << 7
+        (self.mcr >> 1 & 1) << 4
+            | (self.mcr & 1) << 5
+            | (self.mcr >> 2 & 1) << 6
+            | (self.mcr >> 3 & 1) << 7
     }
 
     fn with_levels(&mut self, change: impl FnOnce(&mut Self)) {
@@ -233,7 +236,10 @@ impl Chip {
         match (offset, self.lcr & 0x80 != 0) {
             (0, true) => self.divisor as u8,
             (1, true) => (self.divisor >> 8) as u8,
-            (0, false) => self.receive.pop_front().map_or(0, |(character, _)| character),
+            (0, false) => self
+                .receive
+                .pop_front()
+                .map_or(0, |(character, _)| character),
             (1, false) => self.ier,
             (2, _) => {
                 let value = self.identification();

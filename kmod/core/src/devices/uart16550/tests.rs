@@ -40,7 +40,12 @@ impl Device {
     }
 
     fn execute(&mut self, steps: &[PlanStep]) {
-        let outcome = restore(&mut self.recorder, &mut self.chip, &mut self.clock.clone(), steps);
+        let outcome = restore(
+            &mut self.recorder,
+            &mut self.chip,
+            &mut self.clock.clone(),
+            steps,
+        );
         assert_done(KIND_UART16550, steps, outcome);
     }
 
@@ -53,7 +58,8 @@ impl Device {
         let traps = self.traps(offset);
         self.chip.write(at, Width::W1, value.into());
         if traps {
-            self.recorder.after(&Access::write(at, Width::W1, value.into()));
+            self.recorder
+                .after(&Access::write(at, Width::W1, value.into()));
         }
     }
 
@@ -84,6 +90,7 @@ impl Device {
 
     /// Everything that waits in the receiver, with LSR's error bits.
     fn received(&mut self) -> Vec<(u8, u8)> {
+        self.write(3, 0x03);
         let mut received = Vec::new();
         loop {
             let lsr = self.read(5);
@@ -177,7 +184,10 @@ fn what_was_received_and_not_read_is_read_at_the_peer_in_order() {
     there.execute(&plan_of(&records));
     let expected: Vec<(u8, u8)> = line.iter().map(|&character| (character, 0)).collect();
     assert_eq!(there.received(), expected);
-    assert!(there.chip.sent.is_empty(), "loopback must not reach the line");
+    assert!(
+        there.chip.sent.is_empty(),
+        "loopback must not reach the line"
+    );
 }
 
 #[test]
@@ -224,13 +234,21 @@ fn a_capture_that_is_repeated_gives_everything_again_and_what_came_since() {
     here.chip.arrives(b'2', 0);
     assert!(here.capture().is_ok());
     let records = here.capture().expect("at rest");
-    assert_eq!(recorded(&records, MCR), Some(0x0b), "RTS is still the guest's");
+    assert_eq!(
+        recorded(&records, MCR),
+        Some(0x0b),
+        "RTS is still the guest's"
+    );
     assert_eq!(recorded(&records, MSR), Some(0x11));
     here.execute(&plan_of(&records));
     assert_eq!(here.received(), [(b'1', 0), (b'2', 0)]);
     assert_eq!(here.read(6), 0x11);
     let again = here.capture().expect("at rest");
-    assert_eq!(recorded(&again, RECEIVED), None, "what is back is not taken twice");
+    assert_eq!(
+        recorded(&again, RECEIVED),
+        None,
+        "what is back is not taken twice"
+    );
 }
 
 #[test]
@@ -294,8 +312,7 @@ fn the_thr_empty_interrupt_is_pending_at_the_peer_exactly_if_it_was() {
             assert_eq!(here.read(2) & 0x0f, 0x02);
         }
         let records = here.capture().expect("at rest");
-        let mut there = used(&clock);
-        there.chip.interrupted = false;
+        let mut there = Device::new(&clock);
         there.execute(&plan_of(&records));
         assert_eq!(there.chip.interrupted, !consumed);
         assert_eq!(there.read(2) & 0x0f, if consumed { 0x01 } else { 0x02 });
@@ -310,7 +327,9 @@ fn a_capture_without_room_touches_nothing() {
     here.chip.arrives(b'x', 0);
     let mut storage = [StateRecord::default(); 20];
     let mut sink = crate::devices::Sink::new(&mut storage);
-    let full = here.recorder.capture(&mut here.chip, &mut clock.clone(), &mut sink);
+    let full = here
+        .recorder
+        .capture(&mut here.chip, &mut clock.clone(), &mut sink);
     assert_eq!(full, Err(CaptureError::Full));
     assert_eq!(here.received(), [(b'x', 0)]);
 }
@@ -337,7 +356,10 @@ fn an_impossible_state_is_refused_by_the_registers_name() {
         (MCR, "MCR", 0x20),
         (RECEIVED, "received character", 0x0100),
     ] {
-        assert_eq!(refused(id, value), Err(PlanError::Value { register, value }));
+        assert_eq!(
+            refused(id, value),
+            Err(PlanError::Value { register, value })
+        );
     }
     assert_eq!(
         refused(FCR, 0),
@@ -367,7 +389,10 @@ fn an_impossible_state_is_refused_by_the_registers_name() {
         );
     }
     let mut records = good.clone();
-    let character = good.iter().find(|record| record.register == RECEIVED).copied();
+    let character = good
+        .iter()
+        .find(|record| record.register == RECEIVED)
+        .copied();
     records.extend(std::iter::repeat_n(character, 16).flatten());
     let repeated = Err(PlanError::Repeated {
         register: "received character",
@@ -464,7 +489,7 @@ fn same_from_now(one: &mut Device, other: &mut Device, ops: &[Op]) -> Result<(),
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn a_uart_that_has_moved_answers_as_one_that_has_only_come_to_rest(
