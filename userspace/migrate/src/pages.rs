@@ -357,10 +357,19 @@ mod tests {
 
         #[test]
         fn no_payload_makes_the_parser_panic(
-            count in prop_oneof![0u32..6, any::<u32>()], rest in prop::collection::vec(prop_oneof![Just(0u8), Just(1), any::<u8>()], 0..9000),
+            count in prop_oneof![0u32..6, any::<u32>()],
+            runs in prop::collection::vec((any::<u64>(), prop_oneof![0u32..4, any::<u32>()], 0u32..3), 0..6),
+            data in 0usize..4 * PAGE_SIZE,
+            noise in prop::collection::vec(any::<u8>(), 0..20),
         ) {
             let mut payload = count.to_le_bytes().to_vec();
-            payload.extend(rest);
+            for (gfn, pages, zero) in runs {
+                payload.extend(gfn.to_le_bytes());
+                payload.extend(pages.to_le_bytes());
+                payload.extend(zero.to_le_bytes());
+            }
+            payload.extend(noise);
+            payload.resize(payload.len() + data / 3 * 3, 0);
             if let Ok(runs) = parse(&payload) {
                 let data: usize = runs.iter().filter_map(|run| run.data).map(<[u8]>::len).sum();
                 prop_assert!(data <= payload.len());

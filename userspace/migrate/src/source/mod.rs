@@ -2,11 +2,12 @@
 //! The sending side.
 //!
 //! Place on the path: reads guest memory, captures state, and hands the guest over. Phases: see [`crate::phase`]; the memory
-//! rounds are in [`rounds`](self), what happens after a failure in [`recovery`](self::recover).
+//! rounds are in `rounds.rs`, state in `capture.rs`, what follows a failure in `recovery.rs`.
 //!
 //! Whatever fails before the commit is sent, the guest goes on here: devices are put back, the clock is advanced by the
 //! pause, dirty tracking stops. Once the commit has been sent, only the target's word decides ([`crate::session`]).
 
+mod capture;
 mod recovery;
 mod rounds;
 
@@ -14,22 +15,20 @@ pub use recovery::{discard, recover, resume_here, Recovered};
 
 use crate::channel::{truncated, Channel};
 use crate::description::VmDescription;
-use crate::devices;
 use crate::error::{Error, Failure, Guest};
 use crate::job::{whole_ms, Job};
 use crate::message::{
-    Accepted, Commit, Kind, Paused, Ping, Pong, Prepared, RoundDone, RoundEnd, Running, StateEnd,
+    Accepted, Commit, Kind, Paused, Ping, Pong, Prepared, RoundDone, RoundEnd, Running,
 };
 use crate::options::{Mode, SourceOptions, TimeoutAction};
 use crate::pages::Frames;
 use crate::phase::{run_phase, Bounds, Scope, SourcePhase};
 use crate::refusal::Refusal;
 use crate::session::{Held, InDoubt, Outcome, SessionId};
-use crate::state::{ChipsetRecord, ClockRecord, DeviceRecord, VcpuRecord};
-use crate::statistics::{Breakdown, DeviceStatistics, Statistics, Status};
+use crate::statistics::{Breakdown, Statistics, Status};
 use crate::transport::Connect;
 use crate::vm::{RunState, SourceVm, PAGE_SIZE};
-use crate::wire::{Offer, Purpose, MAX_USER_DEVICE_BYTES, PROTOCOL_VERSIONS};
+use crate::wire::{Offer, Purpose, PROTOCOL_VERSIONS};
 use std::time::{Duration, Instant};
 
 /// A move that succeeded.
@@ -322,129 +321,6 @@ impl Source<'_> {
                 "the target finished round {} when round {round} was sent",
                 done.round
             )));
-        }
-        Ok(())
-    }
-
-    fn cpu_state(&mut self, scope: &Scope<'_>, description: &VmDescription) -> Result<(), Error> {
-        for vcpu in 0..description.vcpus {
-            let state = self
-                .vm
-                .capture_vcpu(vcpu)
-                .map_err(Error::vm("capture a vCPU"))?;
-            let record = VcpuRecord::new(vcpu, &state).map_err(Error::Inconsistent)?;
-            self.channel()?.send(scope, &record)?;
-        }
-        Ok(())
-    }
-
-    /// Clock and chipset first: the target restores devices relative to the clock and into a chipset that is in place.
-    fn device_state(
-        &mut self,
-        scope: &Scope<'_>,
-        description: &VmDescription,
-    ) -> Result<(), Error> {
-        let clock = self
-            .vm
-            .capture_clock()
-            .map_err(Error::vm("capture the clock"))?;
-        self.held.clock = Some(clock);
-        let chipset = self
-            .vm
-            .capture_chipset()
-            .map_err(Error::vm("capture the chipset"))?;
-        let channel = self.channel()?;
-        channel.send(scope, &ClockRecord::from(&clock))?;
-        channel.send(scope, &ChipsetRecord::from(&chipset))?;
-        for described in &description.devices {
-            scope.check()?;
-            self.recorded_device(scope, described.device, described.kind, described.version)?;
-        }
-        self.user_devices(scope, description)?;
-        // The counts were limited by the description's validation.
-        let end = StateEnd {
-            vcpus: description.vcpus,
-            devices: description.devices.len() as u32,
-            user_devices: description.user_devices.len() as u32,
-        };
-        self.channel()?.send(scope, &end)
-    }
-
-    fn recorded_device(
-        &mut self,
-        scope: &Scope<'_>,
-        device: u32,
-        kind: u32,
-        version: u32,
-    ) -> Result<(), Error> {
-        let captured = self
-            .vm
-            .capture_device(device)
-            .map_err(Error::vm("capture a device"))?;
-        let record = DeviceRecord::new(device, &captured).map_err(Error::Inconsistent);
-        let (captured_kind, captured_version) = (captured.kind, captured.version);
-        let registers = captured.records.len() as u64;
-        // Before anything can fail: from here on it has to be put back.
-        self.held.captured.push((device, captured));
-        let record = record?;
-        if (captured_kind, captured_version) != (kind, version) {
-            return Err(Error::Inconsistent(format!(
-                "device {device} was described as kind {kind} version {version}, but its state is of kind \
-                 {captured_kind} version {captured_version}"
-            )));
-        }
-        let channel = self.channel()?;
-        let before = channel.sent;
-        channel.send(scope, &record)?;
-        let bytes = channel.sent - before;
-        self.job.update(|statistics| {
-            statistics.devices.push(DeviceStatistics {
-                name: devices::kind_name(kind).unwrap_or("unknown").to_owned(),
-                device: Some(device),
-                registers_saved: registers,
-                bytes,
-            });
-        });
-        Ok(())
-    }
-
-    fn user_devices(
-        &mut self,
-        scope: &Scope<'_>,
-        description: &VmDescription,
-    ) -> Result<(), Error> {
-        let states = self
-            .vm
-            .capture_user_devices()
-            .map_err(Error::vm("capture the userspace devices"))?;
-        let described = description.user_devices.iter();
-        let matching = states.len() == description.user_devices.len()
-            && states
-                .iter()
-                .zip(described)
-                .all(|(state, it)| state.name == it.name && state.version == it.version);
-        if !matching {
-            return Err(Error::Inconsistent(
-                "the userspace devices differ from the guest's description".into(),
-            ));
-        }
-        for state in states {
-            if state.data.len() > MAX_USER_DEVICE_BYTES {
-                return Err(Error::Inconsistent(format!(
-                    "the state of userspace device \"{}\" has {} bytes, at most {MAX_USER_DEVICE_BYTES} are possible",
-                    state.name,
-                    state.data.len()
-                )));
-            }
-            self.channel()?.send(scope, &state)?;
-            self.job.update(|statistics| {
-                statistics.devices.push(DeviceStatistics {
-                    name: state.name.clone(),
-                    device: None,
-                    registers_saved: 0,
-                    bytes: state.data.len() as u64,
-                });
-            });
         }
         Ok(())
     }

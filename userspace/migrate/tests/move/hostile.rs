@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Peers that are broken or mean harm, on either side: an error, never a panic, and the guest stays where it belongs.
 
-use crate::fake::{description, machine, page, FakeHost, Faults, World, START_CLOCK};
+use crate::fake::{description, machine, Faults, World, START_CLOCK};
+use crate::fake_source::page;
+use crate::fake_target::FakeHost;
 use crate::network::{quick, Scene, TargetResult};
 use proptest::prelude::*;
 use pvmm_migrate::codec;

@@ -10,6 +10,8 @@ mod devices;
 mod doubt;
 mod failures;
 mod fake;
+mod fake_source;
+mod fake_target;
 mod golden;
 mod hostile;
 mod network;

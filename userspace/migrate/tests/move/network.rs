@@ -2,7 +2,9 @@
 //! What lies between the two hosts: socket pairs that can be cut after any number of bytes, and a whole move over them.
 
 use crate::devices::{programmed, Device};
-use crate::fake::{FakeHost, FakeSource, FakeTarget, Faults, World};
+use crate::fake::{Faults, World};
+use crate::fake_source::FakeSource;
+use crate::fake_target::{FakeHost, FakeTarget};
 use pvmm_migrate::error::{Error, Failure};
 use pvmm_migrate::options::{SourceOptions, TargetOptions};
 use pvmm_migrate::session::Sessions;

@@ -6,30 +6,28 @@
 //!
 //! Everything that arrives is from a peer: it is taken only in the order and in the amount that the guest's description
 //! announced, and what is missing, left over or out of place refuses the move by name. Until the commit a failure discards
-//! the guest here and tells the source so.
+//! the guest here and tells the source so. Memory is received in `memory.rs`, state in `restore.rs`.
+
+mod memory;
+mod restore;
 
 use crate::channel::{printable, truncated, Channel};
 use crate::clock;
 use crate::compat;
 use crate::description::VmDescription;
-use crate::devices;
 use crate::error::Error;
 use crate::job::{whole_ms, Job};
-use crate::message::{
-    Accepted, Commit, Kind, OutcomeAnswer, Paused, Ping, Pong, Prepared, RoundDone, RoundEnd,
-    Running, StateEnd,
-};
+use crate::message::{Accepted, Commit, Kind, OutcomeAnswer, Ping, Pong, Prepared, Running};
 use crate::options::TargetOptions;
-use crate::pages::{parse, Frames};
+use crate::pages::Frames;
 use crate::phase::{run_phase, Bounds, Scope, TargetPhase};
 use crate::refusal::{Reason, Refusal};
 use crate::session::{Outcome, SessionId, Sessions};
-use crate::state::{ChipsetRecord, ClockRecord, DeviceRecord, VcpuRecord};
-use crate::statistics::{Breakdown, DeviceStatistics, Statistics, Status};
+use crate::statistics::{Breakdown, Statistics, Status};
 use crate::transport::Link;
-use crate::vm::{RunState, TargetHost, TargetVm, UserDeviceState, PAGE_SIZE};
+use crate::vm::{RunState, TargetHost, TargetVm, PAGE_SIZE};
 use crate::wire::{Purpose, WireError, PROTOCOL_VERSIONS};
-use pvmm_uapi::{ChipsetState, Clock};
+use pvmm_uapi::Clock;
 use std::time::{Duration, Instant};
 
 /// How long an answer about a session that is being started may be delayed.
@@ -320,270 +318,6 @@ impl<H: TargetHost> Target<'_, H> {
         let ping: Ping = self.channel.decode(record)?;
         let sequence = ping.sequence;
         self.channel.send(scope, &Pong { sequence })
-    }
-
-    /// Takes rounds until the guest is paused; returns how many there were.
-    fn precopy(&mut self, scope: &Scope<'_>, seen: &mut Frames) -> Result<u64, Error> {
-        let mut rounds = 0;
-        loop {
-            let record = self.channel.receive(scope)?;
-            match record.kind {
-                Kind::Pages => self.store(&record.payload, seen)?,
-                Kind::Ping => self.pong(scope, &record)?,
-                Kind::RoundEnd => {
-                    let end: RoundEnd = self.channel.decode(&record)?;
-                    rounds += 1;
-                    self.end_round(scope, end, rounds, false)?;
-                }
-                Kind::Paused => {
-                    self.paused_at = Some(Instant::now());
-                    let paused: Paused = self.channel.decode(&record)?;
-                    if paused.rounds != rounds {
-                        let text = format!(
-                            "{rounds} rounds have arrived, the source has sent {}",
-                            paused.rounds
-                        );
-                        return Err(self.channel.wire(WireError::Missing(text)));
-                    }
-                    return Ok(rounds);
-                }
-                _ => {
-                    return Err(self
-                        .channel
-                        .unexpected(&record, "pages, round-end or paused"))
-                }
-            }
-        }
-    }
-
-    fn last_pages(
-        &mut self,
-        scope: &Scope<'_>,
-        seen: &mut Frames,
-        rounds: u64,
-    ) -> Result<(), Error> {
-        let before = self.times.memory;
-        loop {
-            let record = self.channel.receive(scope)?;
-            match record.kind {
-                Kind::Pages => self.store(&record.payload, seen)?,
-                Kind::RoundEnd => {
-                    let end: RoundEnd = self.channel.decode(&record)?;
-                    self.end_round(scope, end, rounds + 1, true)?;
-                    break;
-                }
-                _ => return Err(self.channel.unexpected(&record, "pages or round-end")),
-            }
-        }
-        self.times.last_pages = self.times.memory - before;
-        let missing = seen.total() - seen.len();
-        if missing != 0 {
-            let text = format!("{missing} of {} pages were never sent", seen.total());
-            return Err(self.channel.wire(WireError::Missing(text)));
-        }
-        Ok(())
-    }
-
-    fn end_round(
-        &mut self,
-        scope: &Scope<'_>,
-        end: RoundEnd,
-        round: u64,
-        last: bool,
-    ) -> Result<(), Error> {
-        if (end.round, end.last) != (round, last) {
-            let kind = |last| if last { "the last round" } else { "a round" };
-            let text = format!(
-                "the end of {} number {} has arrived where {} number {round} was due",
-                kind(end.last),
-                end.round,
-                kind(last)
-            );
-            return Err(self.channel.wire(WireError::Missing(text)));
-        }
-        self.job
-            .update(|statistics| statistics.ram.dirty_sync_count = round);
-        self.channel.send(scope, &RoundDone { round })
-    }
-
-    /// Puts a batch of pages into the guest's memory.
-    fn store(&mut self, payload: &[u8], seen: &mut Frames) -> Result<(), Error> {
-        let begin = Instant::now();
-        let runs = parse(payload).map_err(|source| self.channel.wire(source))?;
-        let (mut zero, mut normal) = (0u64, 0u64);
-        for run in runs {
-            let new = seen
-                .insert(run.gfn, run.pages)
-                .map_err(|source| self.channel.wire(source))?;
-            // Memory is zero until it is written: a zero page that comes first costs nothing and stays unpopulated.
-            let wipe = new < run.pages;
-            let vm = self
-                .vm
-                .as_mut()
-                .ok_or_else(|| Error::Inconsistent("pages came before the guest".into()))?;
-            match run.data {
-                Some(data) => {
-                    normal += run.pages;
-                    vm.write_pages(run.gfn, data)
-                        .map_err(Error::vm("write guest memory"))?;
-                }
-                None => {
-                    zero += run.pages;
-                    if wipe {
-                        vm.zero_pages(run.gfn, run.pages)
-                            .map_err(Error::vm("zero guest memory"))?;
-                    }
-                }
-            }
-        }
-        self.times.memory += begin.elapsed();
-        let (arrived, left) = (seen.len(), seen.total() - seen.len());
-        self.job.update(|statistics| {
-            let ram = &mut statistics.ram;
-            ram.duplicate += zero;
-            ram.normal += normal;
-            ram.normal_bytes = ram.normal.saturating_mul(PAGE_SIZE as u64);
-            ram.remaining = left.saturating_mul(PAGE_SIZE as u64);
-            ram.transferred += payload.len() as u64;
-        });
-        self.job.progress(arrived, left);
-        Ok(())
-    }
-
-    fn cpu_state(&mut self, scope: &Scope<'_>, description: &VmDescription) -> Result<(), Error> {
-        for vcpu in 0..description.vcpus {
-            let record: VcpuRecord = self.channel.expect(scope)?;
-            let begin = Instant::now();
-            if record.vcpu != vcpu {
-                let text = format!("vCPU {} has arrived where {vcpu} was due", record.vcpu);
-                return Err(self.channel.wire(WireError::Missing(text)));
-            }
-            let state = record
-                .to_state()
-                .map_err(|reason| self.payload(Kind::Vcpu, reason))?;
-            self.vm()?
-                .restore_vcpu(vcpu, &state)
-                .map_err(Error::vm("restore a vCPU"))?;
-            self.times.cpu += begin.elapsed();
-        }
-        Ok(())
-    }
-
-    fn payload(&self, kind: Kind, reason: String) -> Error {
-        self.channel.wire(WireError::Payload {
-            kind: kind.name(),
-            reason,
-        })
-    }
-
-    fn device_state(
-        &mut self,
-        scope: &Scope<'_>,
-        description: &VmDescription,
-    ) -> Result<Clock, Error> {
-        let record: ClockRecord = self.channel.expect(scope)?;
-        let clock = Clock::from(&record);
-        if clock.tsc_khz != description.tsc_khz {
-            let reason = format!(
-                "a TSC rate of {} kHz, the guest was described with {} kHz",
-                clock.tsc_khz, description.tsc_khz
-            );
-            return Err(self.payload(Kind::Clock, reason));
-        }
-        let record: ChipsetRecord = self.channel.expect(scope)?;
-        let chipset = ChipsetState::from(&record);
-        let begin = Instant::now();
-        let vm = self.vm()?;
-        vm.restore_clock(&clock)
-            .map_err(Error::vm("restore the clock"))?;
-        vm.restore_chipset(&chipset)
-            .map_err(Error::vm("restore the chipset"))?;
-        self.times.device += begin.elapsed();
-        for described in &description.devices {
-            let record: DeviceRecord = self.channel.expect(scope)?;
-            let begin = Instant::now();
-            self.recorded_device(
-                &record,
-                (described.device, described.kind, described.version),
-            )?;
-            self.times.device += begin.elapsed();
-        }
-        for described in &description.user_devices {
-            let state: UserDeviceState = self.channel.expect(scope)?;
-            let begin = Instant::now();
-            if (&state.name, state.version) != (&described.name, described.version) {
-                let reason = format!(
-                    "{:?} version {} has arrived where {:?} version {} was due",
-                    state.name, state.version, described.name, described.version
-                );
-                return Err(self.payload(Kind::UserDevice, reason));
-            }
-            self.vm()?
-                .restore_user_device(&state)
-                .map_err(Error::vm("restore a userspace device"))?;
-            self.times.device += begin.elapsed();
-            self.note_device(state.name, None, 0, state.data.len() as u64);
-        }
-        self.state_end(scope, description)?;
-        Ok(clock)
-    }
-
-    fn recorded_device(
-        &mut self,
-        record: &DeviceRecord,
-        due: (u32, u32, u32),
-    ) -> Result<(), Error> {
-        let captured = record
-            .to_captured()
-            .map_err(|reason| self.payload(Kind::Device, reason))?;
-        let device = record.device;
-        if (device, captured.kind, captured.version) != due {
-            let reason = format!(
-                "device {device} of kind {} version {} has arrived where device {} of kind {} version {} was due",
-                captured.kind, captured.version, due.0, due.1, due.2
-            );
-            return Err(self.payload(Kind::Device, reason));
-        }
-        let steps = devices::plan(device, &captured)?;
-        let executed = self
-            .vm()?
-            .execute(device, &steps)
-            .map_err(Error::vm("execute a device's restore plan"))?;
-        devices::check(device, captured.kind, &steps, executed)?;
-        let name = devices::kind_name(captured.kind).unwrap_or("unknown");
-        self.note_device(
-            name.to_owned(),
-            Some(device),
-            captured.records.len() as u64,
-            0,
-        );
-        Ok(())
-    }
-
-    fn note_device(&self, name: String, device: Option<u32>, registers_saved: u64, bytes: u64) {
-        self.job.update(|statistics| {
-            statistics.devices.push(DeviceStatistics {
-                name,
-                device,
-                registers_saved,
-                bytes,
-            });
-        });
-    }
-
-    fn state_end(&mut self, scope: &Scope<'_>, description: &VmDescription) -> Result<(), Error> {
-        let end: StateEnd = self.channel.expect(scope)?;
-        let due = StateEnd {
-            vcpus: description.vcpus,
-            // Limited by the description's validation.
-            devices: description.devices.len() as u32,
-            user_devices: description.user_devices.len() as u32,
-        };
-        if end != due {
-            let text = format!("the source counts {end:?}, what has arrived is {due:?}");
-            return Err(self.channel.wire(WireError::Missing(text)));
-        }
-        Ok(())
     }
 
     fn verify(&mut self, scope: &Scope<'_>) -> Result<(), Error> {
