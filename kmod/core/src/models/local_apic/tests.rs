@@ -164,6 +164,9 @@ fn the_processor_priority_is_the_task_priority_when_that_is_not_lower() {
     assert_eq!(apic.acknowledge(), Some(0x45));
     let _ = write(&mut apic, TPR, 0x47, 0);
     assert_eq!(read(&mut apic, PPR, 0), 0x47);
+    // With equal classes the low half is TPR's or 0 by model; here it is TPR's.
+    let _ = write(&mut apic, TPR, 0x41, 0);
+    assert_eq!(read(&mut apic, PPR, 0), 0x41);
     let _ = write(&mut apic, TPR, 0x37, 0);
     assert_eq!(read(&mut apic, PPR, 0), 0x40);
 }
