@@ -10,8 +10,8 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 const PHYSICAL_LIMIT: u64 = 1 << 52;
 /// Pages that a check holds at the same time.
 const PAGES: usize = 32;
-/// A large array: 4 MiB.
-const LARGE: usize = 512 * 1024;
+/// A large array: 2 MiB.
+const LARGE: usize = 256 * 1024;
 const DIRT: u64 = 0xa5a5_5a5a_c3c3_3c3c;
 
 /// The checks for host `H`.
@@ -207,7 +207,7 @@ fn words_are_zeroed<H: Host>(_: &Fixture) -> Result<(), Failure> {
 
 /// Looks at a word of each page: the check shall cost little.
 fn words_may_be_large<H: Host>(_: &Fixture) -> Result<(), Failure> {
-    let words = succeeds("4 MiB of words can be allocated", H::words(LARGE))?;
+    let words = succeeds("2 MiB of words can be allocated", H::words(LARGE))?;
     equal("all words are there", LARGE as u64, words.len() as u64)?;
     for (mark, word) in (1..).zip(words.iter().step_by(509)) {
         equal("new words are zero", 0, word.load(Relaxed))?;

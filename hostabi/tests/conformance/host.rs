@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The simulated host with one defect: every function of the host ABI goes through a hook of [`Defect`], which a defect
-//! overrides to break one contract.
+//! The simulated host with one defect: every function of the host ABI goes through a hook of [`Defect`].
 // Declaring what a page of such a host does takes the words `unsafe fn`; nothing unsafe is done.
 #![allow(unsafe_code)]
 
+use super::defect::{Defect, Section};
 use pvmm_hostabi::sim::{
     SimAddressSpace, SimBox, SimFpu, SimHost, SimIrq, SimIrqOff, SimMutex, SimMutexGuard, SimPage,
     SimPorts, SimShared, SimSpinGuard, SimSpinLock, SimVmxOperation, SimWaitQueue, SimWatch,
@@ -15,157 +15,14 @@ use pvmm_hostabi::{
     OutOfMemory, Ports, ResolveError, Resolved, SpinLock, TscKhz, UserCopy, VmxUnavailable,
     WaitQueue, Waited,
 };
-use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::atomic::AtomicU64;
 
 type Oom<T> = Result<T, OutOfMemory>;
 
-/// What a thread has done since it last turned interrupts off, for defects of [`HostCpu`].
-#[derive(Default)]
-pub struct Section {
-    /// Sections that are open.
-    pub depth: Cell<u32>,
-    /// Times that the CPU was asked for since a section or an operation began.
-    pub asked: Cell<u32>,
-    /// An inner section has ended.
-    pub inner_ended: Cell<bool>,
-    /// The FPU was taken.
-    pub fpu_taken: Cell<bool>,
-    /// A spin lock was taken.
-    pub lock_taken: Cell<bool>,
-    /// Inside of `run_on_all`.
-    pub on_all: Cell<bool>,
-    /// Sections that have begun inside of `run_on_all`.
-    pub begun_on_all: Cell<u32>,
-}
-
 thread_local! {
     static SECTION: Section = Section::default();
-}
-
-/// A defect: the hooks that it overrides, and the contracts that it thereby breaks.
-pub trait Defect: Send + Sync + 'static {
-    /// Names of the contracts that this defect breaks, in the suite's order.
-    const BREAKS: &'static [&'static str];
-
-    fn page() -> Oom<SimPage> {
-        SimHost::page()
-    }
-    fn phys(page: &SimPage) -> Hpa {
-        page.phys()
-    }
-    fn drop_page(page: SimPage) {
-        drop(page);
-    }
-    fn words(count: usize) -> Oom<SimWords> {
-        SimHost::words(count)
-    }
-    fn drop_words(words: SimWords) {
-        drop(words);
-    }
-    fn drop_box<T>(value: SimBox<T>) {
-        drop(value);
-    }
-    fn drop_shared<T>(value: SimShared<T>) {
-        drop(value);
-    }
-
-    fn is_current(space: &SimAddressSpace) -> bool {
-        SimHost::is_current(space)
-    }
-    /// The space that is watched instead of `space`.
-    fn watched(space: &SimAddressSpace) -> SimAddressSpace {
-        space.clone()
-    }
-    fn invalidate_end<S: InvalidateSink>(sink: &S, range: Range<Hva>) {
-        sink.invalidate_end(range);
-    }
-    fn drop_watch<S: InvalidateSink>(watch: SimWatch<S>) {
-        drop(watch);
-    }
-    fn resolve(space: &SimAddressSpace, hva: Hva, write: bool) -> Result<Resolved, ResolveError> {
-        SimHost::resolve(space, hva, write)
-    }
-    fn read(space: &SimAddressSpace, hva: Hva, buffer: &mut [u8]) -> Result<(), ResolveError> {
-        SimHost::read(space, hva, buffer)
-    }
-    fn write(space: &SimAddressSpace, hva: Hva, buffer: &[u8]) -> Result<(), ResolveError> {
-        SimHost::write(space, hva, buffer)
-    }
-    fn copy_in(address: u64, buffer: &mut [u8]) -> Result<(), Fault> {
-        SimHost::copy_in(address, buffer)
-    }
-    fn copy_out(address: u64, buffer: &[u8]) -> Result<(), Fault> {
-        SimHost::copy_out(address, buffer)
-    }
-
-    /// Whether the thread is no longer on the CPU where it should be.
-    fn has_moved(_section: &Section) -> bool {
-        false
-    }
-    fn work_pending(irq: &SimIrqOff) -> bool {
-        SimHost::work_pending(irq)
-    }
-    fn kick(cpu: CpuId) {
-        SimHost::kick(cpu);
-    }
-    fn run_on_all(f: &(dyn Fn() + Sync)) {
-        SimHost::run_on_all(f);
-    }
-
-    fn try_lock<T: Send>(mutex: &SimMutex<T>) -> Option<SimMutexGuard<'_, T>> {
-        mutex.try_lock()
-    }
-    fn drop_mutex<T>(mutex: SimMutex<T>) {
-        drop(mutex);
-    }
-    fn wait(queue: &SimWaitQueue, timeout: Option<Ns>, ready: &mut dyn FnMut() -> bool) -> Waited {
-        queue.wait(timeout, ready)
-    }
-    fn wake(queue: &SimWaitQueue) {
-        queue.wake();
-    }
-
-    fn tsc_khz(_section: &Section) -> TscKhz {
-        SimHost::tsc_khz()
-    }
-    fn tsc_is_stable() -> bool {
-        SimHost::tsc_is_stable()
-    }
-    fn delay(ns: Ns) {
-        SimHost::delay(ns);
-    }
-
-    /// Whether a claim that was refused for this reason is granted all the same.
-    fn grants_ports(_reason: ClaimError) -> bool {
-        false
-    }
-    fn drop_ports(ports: SimPorts) {
-        drop(ports);
-    }
-    fn port_read(ports: &SimPorts, offset: u16, bytes: u8) -> u32 {
-        ports.read(offset, bytes)
-    }
-    /// Whether a claim that was refused for this reason is granted all the same.
-    fn grants_line(_reason: ClaimError) -> bool {
-        false
-    }
-    fn drop_refused_sink<S: IrqSink>(sink: SimShared<S>) {
-        drop(sink);
-    }
-
-    fn vmx() -> Result<(), VmxUnavailable> {
-        Ok(())
-    }
-    fn drop_vmx(operation: SimVmxOperation<'_>) {
-        drop(operation);
-    }
-
-    fn log(level: Level, message: core::fmt::Arguments<'_>) {
-        SimHost::log(level, message);
-    }
 }
 
 /// The simulated host with the defect `D`.
@@ -190,13 +47,13 @@ macro_rules! wrapper {
             fn new(inner: $inner) -> Self {
                 Self(Some(inner), PhantomData)
             }
-
-            #[allow(dead_code)]
-            fn inner(&self) -> &$inner {
-                self.0.as_ref().expect("only drop takes it")
-            }
         }
     };
+}
+
+/// What a wrapper holds until its drop.
+fn held<T>(inner: &Option<T>) -> &T {
+    inner.as_ref().expect("only drop takes it")
 }
 
 wrapper!(Page<D>, SimPage, drop_page);
@@ -209,11 +66,11 @@ wrapper!(VmxOperation<'a, D>, SimVmxOperation<'a>, drop_vmx);
 
 impl<D: Defect> HostPage for Page<D> {
     fn phys(&self) -> Hpa {
-        D::phys(self.inner())
+        D::phys(held(&self.0))
     }
 
     fn words(&self) -> &[AtomicU64; 512] {
-        self.inner().words()
+        held(&self.0).words()
     }
 
     fn into_raw(mut self) -> Hpa {
@@ -233,7 +90,7 @@ impl<D: Defect> Deref for Words<D> {
     type Target = [AtomicU64];
 
     fn deref(&self) -> &[AtomicU64] {
-        self.inner()
+        held(&self.0)
     }
 }
 
@@ -241,7 +98,7 @@ impl<D: Defect, T> Deref for Boxed<D, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        self.inner()
+        held(&self.0)
     }
 }
 
@@ -253,7 +110,7 @@ impl<D: Defect, T> DerefMut for Boxed<D, T> {
 
 impl<D: Defect, T> Clone for Shared<D, T> {
     fn clone(&self) -> Self {
-        Self::new(self.inner().clone())
+        Self::new(held(&self.0).clone())
     }
 }
 
@@ -261,7 +118,7 @@ impl<D: Defect, T> Deref for Shared<D, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        self.inner()
+        held(&self.0)
     }
 }
 
@@ -461,11 +318,11 @@ impl<D: Defect, T: Send> Mutex<T> for LockedMutex<D, T> {
         Self: 'a;
 
     fn lock(&self) -> SimMutexGuard<'_, T> {
-        self.inner().lock()
+        held(&self.0).lock()
     }
 
     fn try_lock(&self) -> Option<SimMutexGuard<'_, T>> {
-        D::try_lock(self.inner())
+        D::try_lock(held(&self.0))
     }
 }
 

@@ -3,10 +3,12 @@
 //! the check of that contract and no other.
 #![deny(unsafe_code)]
 
+mod defect;
 mod defects;
 mod host;
 
-use host::{Defect, HostWith};
+use defect::Defect;
+use host::HostWith;
 use pvmm_hostabi::conformance::{self, Failure, Fixture, Summary, USER_PAGES};
 use pvmm_hostabi::sim::{Machine, SimAddressSpace, SimHost};
 use pvmm_hostabi::{Host, Hva};
