@@ -75,13 +75,13 @@ fn two_hosts_move_8_mib_by_tcp_and_a_cut_link_stops_them() -> TestResult {
         let to_b = b.address(Wire::Migration);
         a.sh(&format!("ping -c 2 -W 20 {to_b}"))?;
         let receiver = b.spawn(
-            &["sh", "-c", "nc -l -p 7000 | sha256sum > /tmp/sum"],
+            &["sh", "-c", "pvmm-agent receive 7000 | sha256sum > /tmp/sum"],
             "/tmp/log",
         )?;
-        b.sh("until netstat -ltn | grep -q :7000; do usleep 50000; done")?;
+        b.sh("until grep -q listening /tmp/log; do usleep 50000; done")?;
         let sent = a.sh(&format!(
             "dd if=/dev/urandom of=/tmp/8m bs=1M count=8 2>/dev/null; \
-             nc {to_b} 7000 < /tmp/8m; sha256sum < /tmp/8m"
+             pvmm-agent send {to_b}:7000 < /tmp/8m; sha256sum < /tmp/8m"
         ))?;
         assert_eq!(b.wait(receiver, Duration::from_secs(300))?, 0);
         assert_eq!(b.sh("cat /tmp/sum")?, sent);

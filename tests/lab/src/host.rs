@@ -359,18 +359,15 @@ impl Host {
     pub fn tsc(&mut self) -> Result<u64> {
         self.sh("[ -c /dev/cpu/0/msr ] || insmod /lib/modules/msr.ko")?;
         // IA32_TIME_STAMP_COUNTER is MSR 10h; the device wants the MSR's number as the offset.
-        let text = self.sh("dd if=/dev/cpu/0/msr bs=8 iflag=skip_bytes skip=16 count=1 2>/dev/null | hexdump -e '\"%u %u\"'")?;
-        let words: Vec<u64> = text
-            .split(' ')
-            .filter_map(|w| w.trim().parse().ok())
-            .collect();
-        match words[..] {
-            [low, high] => Ok(high << 32 | low),
-            _ => Err(LabError::Refused {
-                host: self.name.clone(),
-                message: format!("reading its time-stamp counter gave {text:?}"),
-            }),
-        }
+        self.sh(
+            "dd if=/dev/cpu/0/msr of=/tmp/tsc bs=8 iflag=skip_bytes skip=16 count=1 2>/dev/null",
+        )?;
+        let bytes = self.get("/tmp/tsc")?;
+        let counter = <[u8; 8]>::try_from(bytes.as_slice()).map_err(|_| LabError::Refused {
+            host: self.name.clone(),
+            message: format!("its time-stamp counter was read as {} bytes", bytes.len()),
+        })?;
+        Ok(u64::from_le_bytes(counter))
     }
 
     /// Switches the host off and waits until its emulator has ended.

@@ -1,4 +1,4 @@
-//! What an emulated host boots: one initramfs with everything, and a CD image around it.
+//! What an emulated host boots: a kernel, and one initramfs with everything.
 //!
 //! All hosts of a run boot the same image. What differs between them (their addresses) they derive
 //! from the hardware addresses of their network cards, which the lab sets.
@@ -6,11 +6,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::bootdisk;
 use crate::cpio::CpioWriter;
 use crate::error::{file, Result};
 use crate::kernel::Kernel;
-use crate::process::{output_of, run_logged};
-use crate::tree::{Bind, Tree};
+use crate::process::output_of;
+use crate::tree::Tree;
 
 /// A file for the initramfs.
 #[derive(Debug, Clone)]
@@ -24,12 +25,14 @@ pub struct GuestFile {
 /// A bootable image.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct Image {
-    /// The kernel, for emulators that load it themselves.
-    pub vmlinuz: PathBuf,
+    /// The kernel as it runs, for QEMU, which loads it itself.
+    pub vmlinux: PathBuf,
     /// The initramfs.
     pub initrd: PathBuf,
-    /// CD image that boots both.
-    pub iso: PathBuf,
+    /// For Bochs: the ROM that loads both from ...
+    pub rom: PathBuf,
+    /// ... this disk.
+    pub disk: PathBuf,
 }
 
 /// Names a host's addresses after its network cards and starts the agent.
@@ -65,15 +68,12 @@ echo "the agent ended"
 poweroff -f
 "#;
 
-/// Boot loader configuration; the append line is patched in place for each host.
-const ISOLINUX: &str = "default lab\nlabel lab\n  kernel /vmlinuz\n  append initrd=/initrd ";
-
 /// Makes the image in `out`.
 ///
-/// `modules` and `files` are in every host; `command_line` is the kernel's.
+/// `files` are in every host, beside the kernel's modules, the agent and busybox.
 ///
 /// # Errors
-/// [`crate::LabError::Command`] if the CD image can't be made; [`crate::LabError::File`].
+/// [`crate::LabError::Command`] if the boot ROM can't be assembled; [`crate::LabError::File`].
 pub fn build(
     tree: &Tree,
     kernel: &Kernel,
@@ -82,33 +82,21 @@ pub fn build(
     mtu: u32,
     out: &Path,
 ) -> Result<Image> {
-    let _ = fs::remove_dir_all(out);
-    let cd = out.join("cd");
-    fs::create_dir_all(cd.join("isolinux")).map_err(file("can't make", &cd))?;
+    if out.exists() {
+        fs::remove_dir_all(out).map_err(file("can't remove", out))?;
+    }
+    fs::create_dir_all(out).map_err(file("can't make", out))?;
     let log = out.join("image.log");
     let initrd = out.join("initrd");
     let archive = initramfs(tree, kernel, files, mtu, &log)?;
-    fs::write(&initrd, archive).map_err(file("can't write", &initrd))?;
-    let config = cd.join("isolinux/isolinux.cfg");
-    fs::write(&config, format!("{ISOLINUX}{command_line}\n"))
-        .map_err(file("can't write", &config))?;
-    for (from, to) in [(&initrd, "initrd"), (&kernel.vmlinuz(), "vmlinuz")] {
-        // A second name for the same file; copied where the cache is on another file system.
-        let to = cd.join(to);
-        if fs::hard_link(from, &to).is_err() {
-            fs::copy(from, &to).map_err(file("can't copy", from))?;
-        }
-    }
-    let script = "cp /usr/lib/ISOLINUX/isolinux.bin /usr/lib/syslinux/modules/bios/ldlinux.c32 \
-                  /pvmm/image/cd/isolinux/\n\
-                  xorriso -as mkisofs -quiet -o /pvmm/image/lab.iso -b isolinux/isolinux.bin \
-                  -c isolinux/boot.cat -no-emul-boot -boot-load-size 4 -boot-info-table /pvmm/image/cd";
-    let mut command = tree.script(&[Bind::rw(out, "/pvmm/image")], script);
-    run_logged(&mut command, "making the CD image", &log)?;
+    fs::write(&initrd, &archive).map_err(file("can't write", &initrd))?;
+    let vmlinux = kernel.vmlinux();
+    let (rom, disk) = bootdisk::build(tree, &vmlinux, &archive, command_line, out)?;
     Ok(Image {
-        vmlinuz: kernel.vmlinuz(),
+        vmlinux,
         initrd,
-        iso: out.join("lab.iso"),
+        rom,
+        disk,
     })
 }
 
@@ -156,6 +144,23 @@ fn initramfs(
         add(&mut cpio, &mut folders, path, source)?;
     }
     cpio.finish().map_err(broken("can't write the archive of"))
+}
+
+/// The initramfs of a guest that runs on a host: nothing but its `init`, linked statically.
+///
+/// # Errors
+/// [`crate::LabError::File`] if `init` can't be read.
+pub fn guest_initramfs(init: &Path) -> Result<Vec<u8>> {
+    let broken = || file("can't put into an archive", init);
+    let content = fs::read(init).map_err(file("can't read", init))?;
+    let mut cpio = CpioWriter::new(Vec::new());
+    for folder in ["dev", "proc", "sys"] {
+        cpio.directory(folder).map_err(broken())?;
+    }
+    cpio.character_device("dev/console", 5, 1)
+        .map_err(broken())?;
+    cpio.file("init", 0o755, &content).map_err(broken())?;
+    cpio.finish().map_err(broken())
 }
 
 /// Folders that the archive has already.

@@ -52,7 +52,7 @@ for module in $MODULES; do
     to="$K/modules/$(basename "$module")"
     if [ -e "$from.xz" ]; then xz -dc "$from.xz" > "$to"; elif [ -e "$from" ]; then cp "$from" "$to"; fi
 done
-cp "/usr/lib/modules/$RELEASE/vmlinuz" "$K/vmlinuz"
+"$K/source/scripts/extract-vmlinux" "/usr/lib/modules/$RELEASE/vmlinuz" > "$K/vmlinux"
 "#;
 
 /// A kernel that modules can be compiled for, and that hosts can boot.
@@ -102,7 +102,7 @@ impl Kernel {
         Ok(Kernel { root, packages })
     }
 
-    /// The kernel's folder outside: `source`, `out`, `modules`, `vmlinuz`.
+    /// The kernel's folder outside: `source`, `out`, `modules`, `vmlinux`.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -112,9 +112,17 @@ impl Kernel {
         &self.packages.release
     }
 
-    /// The kernel as its boot loader takes it.
-    pub fn vmlinuz(&self) -> PathBuf {
-        self.root.join("vmlinuz")
+    /// The kernel, unpacked: as it is in memory when it runs.
+    pub fn vmlinux(&self) -> PathBuf {
+        self.root.join("vmlinux")
+    }
+
+    /// The kernel as Debian ships it, packed: what a guest boots. A path inside `tree`.
+    pub fn vmlinuz(&self, tree: &Tree) -> PathBuf {
+        tree.root()
+            .join("usr/lib/modules")
+            .join(&self.packages.release)
+            .join("vmlinuz")
     }
 
     /// A module for hosts to load, by its file name.

@@ -6,7 +6,7 @@
 //! 1. [`cache`]: the folder of expensive things; [`apt`], [`tree`]: a Debian 13 tree in it
 //! 2. [`debkernel`], [`kernel`]: Debian's kernel, ready to compile Rust modules for; [`module`]:
 //!    `pvmm.ko`
-//! 3. [`cpio`], [`image`]: what a host boots
+//! 3. [`cpio`], [`bootdisk`], [`image`]: what a host boots
 //! 4. [`sandbox`]: the namespaces of a run; [`net`], [`serial`]: the wires in it
 //! 5. [`machine`], [`host`]: emulators as hosts that run commands
 //! 6. [`Lab`]: all of it, for one test
@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod apt;
+pub mod bootdisk;
 pub mod cache;
 pub mod cpio;
 pub mod debkernel;

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::bootdisk::GEOMETRY;
 use crate::error::{file, Result};
 use crate::image::Image;
 use crate::tree::{Bind, Tree};
@@ -64,18 +65,20 @@ pub struct MachineConfig<'a> {
 /// Where a machine's folder and its image appear inside the tree.
 const FOLDER: &str = "/pvmm/machine";
 const IMAGE: &str = "/pvmm/image";
+/// Name of a host's disk in the machine's folder.
+const DISK: &str = "boot.disk";
 
 /// Makes the command that is the running machine.
 ///
 /// # Errors
 /// [`crate::LabError::File`] if a configuration file can't be written.
 pub fn command(tree: &Tree, config: &MachineConfig<'_>) -> Result<Command> {
-    let image = config.image.iso.parent().unwrap_or(Path::new("/"));
+    let image = config.image.initrd.parent().unwrap_or(Path::new("/"));
     let binds = [
         Bind::rw(config.folder, FOLDER),
         Bind::ro(image, IMAGE),
         Bind::ro(
-            config.image.vmlinuz.parent().unwrap_or(Path::new("/")),
+            config.image.vmlinux.parent().unwrap_or(Path::new("/")),
             crate::kernel::KERNEL_DIR,
         ),
     ];
@@ -83,6 +86,11 @@ pub fn command(tree: &Tree, config: &MachineConfig<'_>) -> Result<Command> {
         Emulator::Bochs => {
             let rc = config.folder.join("bochsrc");
             fs::write(&rc, bochsrc(config)).map_err(file("can't write", &rc))?;
+            // Bochs locks a disk by a file beside it: each host needs the disk in its own folder.
+            let disk = config.folder.join(DISK);
+            if fs::hard_link(&config.image.disk, &disk).is_err() {
+                fs::copy(&config.image.disk, &disk).map_err(file("can't copy to", &disk))?;
+            }
             // Debian's Bochs has the debugger: it waits for this word before it starts.
             let go = config.folder.join("debugger.rc");
             fs::write(&go, "c\n").map_err(file("can't write", &go))?;
@@ -108,6 +116,7 @@ fn bochsrc(config: &MachineConfig<'_>) -> String {
     let slots: String = (1..=config.cards.len())
         .map(|n| format!(", slot{n}=e1000"))
         .collect();
+    let (heads, spt) = GEOMETRY;
     format!(
         "plugin_ctrl: unmapped=1, biosdev=1, speaker=0, extfpuirq=1, parallel=1, serial=1, e1000=1\n\
          config_interface: textconfig\n\
@@ -118,9 +127,10 @@ fn bochsrc(config: &MachineConfig<'_>) -> String {
          vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest\n\
          pci: enabled=1, chipset=i440fx{slots}\n\
          {cards}\
+         optromimage1: file={IMAGE}/{rom}, address=0xd0000\n\
          ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
-         ata0-master: type=cdrom, path={IMAGE}/{}, status=inserted\n\
-         boot: cdrom\n\
+         ata0-master: type=disk, mode=flat, path={DISK}, cylinders=0, heads={heads}, spt={spt}\n\
+         boot: disk\n\
          com1: enabled=1, mode=file, dev=console.log\n\
          com2: enabled=1, mode=socket-client, dev=127.0.0.1:{}\n\
          parport1: enabled=1, file=parport.out\n\
@@ -129,8 +139,8 @@ fn bochsrc(config: &MachineConfig<'_>) -> String {
          error: action=ignore\n\
          panic: action=fatal\n",
         config.cpus,
-        name_of(&config.image.iso),
         config.com2_port,
+        rom = name_of(&config.image.rom),
         memory = config.memory_mb,
     )
 }
@@ -155,7 +165,7 @@ fn qemu(config: &MachineConfig<'_>) -> String {
         config.memory_mb,
         config.com2_port,
         crate::kernel::KERNEL_DIR,
-        name_of(&config.image.vmlinuz),
+        name_of(&config.image.vmlinux),
         name_of(&config.image.initrd),
     )
 }

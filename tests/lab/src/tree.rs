@@ -49,11 +49,8 @@ const PACKAGES: &[&str] = &[
     "bochsbios",
     "vgabios",
     "busybox-static",
-    "isolinux",
     "qemu-system-x86",
     "seabios",
-    "syslinux-common",
-    "xorriso",
 ];
 
 /// Binds the tree's mounts, then becomes the program. Arguments: tree, `SOURCE:TARGET:ro|rw`..., `--`,
@@ -160,10 +157,12 @@ impl Tree {
 
     /// A command that runs `argv` inside the tree, as root, with a minimal environment.
     ///
-    /// It ends, with everything that it started, when the returned command's process is killed.
+    /// It ends, with everything that it started, when the returned command's process is killed, and
+    /// when the thread that started that ends.
     pub fn command(&self, binds: &[Bind<'_>], argv: &[&str]) -> Command {
-        let mut command = Command::new("unshare");
+        let mut command = Command::new("setpriv");
         command
+            .args(["--pdeathsig", "KILL", "--", "unshare"])
             .args(["--mount", "--pid", "--fork", "--kill-child=KILL", "--"])
             .args(["sh", "-euc", ENTER, "enter-tree"])
             .arg(&self.root);
@@ -199,7 +198,8 @@ impl Tree {
         // A log of an earlier try would only confuse.
         let _ = fs::remove_file(&log);
         let archives = apt::archives(Path::new("/etc/apt"));
-        let mut command = Command::new("mmdebstrap");
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", "mmdebstrap"]);
         command.args(["--variant=apt", "--mode=root", "--include=ca-certificates"]);
         for Archive { keyring, .. } in &archives {
             if let Some(keyring) = keyring.as_ref().filter(|path| path.exists()) {

@@ -3,7 +3,7 @@
 use std::env;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use pvmm_lab::image::GuestFile;
 use pvmm_lab::progress::{human, Step};
 use pvmm_lab::{sandbox, HostSpec, Lab, PREPARED};
 
-use crate::error::{file, Result};
+use crate::error::{file, start, Result};
 use crate::prepare::{guest_file, Base};
 
 /// What to do with the lab.
@@ -30,8 +30,8 @@ pub struct Arguments {
 enum LabCommand {
     /// Boot one host, run a shell command in it, show console and output, and switch it off
     ///
-    /// The host has /lib/modules/pvmm.ko, /bin/pvmmd (when they build), kvm.ko and kvm-intel.ko in
-    /// /lib/modules, and busybox.
+    /// The host has busybox, /bin/pvmmd, pvmm.ko (with kvm.ko and others) in /lib/modules, and a kernel
+    /// and an initramfs for guests in /guest.
     Run(RunArguments),
 }
 
@@ -77,13 +77,18 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some(prepared) => PathBuf::from(prepared),
         None => prepare(arguments)?,
     };
-    // The same command again, in namespaces of its own; it finds what was prepared by this name.
-    let own = env::current_exe().map_err(file("can't find", "this program".as_ref()))?;
+    again_inside(&prepared)
+}
+
+/// Runs this program once more with the same arguments, in namespaces of its own, where it finds what
+/// was prepared.
+pub fn again_inside(prepared: &Path) -> Result<ExitCode> {
+    let own = env::current_exe().map_err(file("can't find", Path::new("this program")))?;
     let words: Vec<_> = env::args_os().skip(1).collect();
     let status = sandbox::command(&own.into_os_string(), &words)
         .env(PREPARED, prepared)
         .status()
-        .map_err(crate::error::start("setpriv"))?;
+        .map_err(start("setpriv"))?;
     Ok(exit_code(status.code()))
 }
 

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod checks;
+mod demo;
 mod dependencies;
 mod error;
 mod fetch;
@@ -29,6 +30,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Watch a Linux guest move between two emulated machines while it runs
+    Demo(demo::Arguments),
     /// Check everything: format, lints, tests, the module, and the whole on emulated machines
     Test(test::Arguments),
     /// Build pvmm.ko
@@ -44,6 +47,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Module(arguments) => module::run(&arguments),
         Command::Lab(arguments) => lab::run(&arguments),

@@ -1,6 +1,7 @@
 //! What commands need before they can start: tree and kernel, then module, programs and image.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use pvmm_lab::cache::Cache;
 use pvmm_lab::image::{self, GuestFile};
@@ -12,7 +13,7 @@ use pvmm_lab::sandbox;
 use pvmm_lab::tree::Tree;
 use pvmm_lab::Prepared;
 
-use crate::error::{start, Error, Result};
+use crate::error::{file, start, Error, Result};
 use crate::paths::{self, TRIPLE};
 
 /// What doesn't depend on the checkout.
@@ -62,7 +63,10 @@ impl Base {
     /// # Errors
     /// [`Error::Cargo`]; those of the lab.
     pub fn image(&self, module: Option<&Module>, extra: Vec<GuestFile>) -> Result<Prepared> {
-        let mut files = programs()?;
+        let (mut files, guest) = programs()?;
+        if let Some(init) = guest {
+            files.extend(self.guest(&init)?);
+        }
         files.extend(module.map(|module| GuestFile {
             path: "/lib/modules/pvmm.ko".to_owned(),
             source: module.stripped.clone(),
@@ -84,39 +88,74 @@ impl Base {
     }
 }
 
-/// Programs of the workspace that hosts get, when the workspace has them.
-const PROGRAMS: [(&str, &str); 2] = [("pvmm-agent", "pvmm-agent"), ("pvmmd", "pvmmd")];
+impl Base {
+    /// What hosts need to run a guest: Debian's kernel as it is, and an initramfs with `init`.
+    fn guest(&self, init: &Path) -> Result<[GuestFile; 2]> {
+        let folder = paths::lab().join("guest");
+        fs::create_dir_all(&folder).map_err(file("can't make", &folder))?;
+        let initrd = folder.join("initrd");
+        let archive = image::guest_initramfs(init)?;
+        fs::write(&initrd, archive).map_err(file("can't write", &initrd))?;
+        Ok([
+            GuestFile {
+                path: GUEST_KERNEL.to_owned(),
+                source: self.kernel.vmlinuz(&self.tree),
+            },
+            GuestFile {
+                path: GUEST_INITRD.to_owned(),
+                source: initrd,
+            },
+        ])
+    }
+}
 
-/// Builds the programs for the hosts: linked statically, since a host has no libraries.
-fn programs() -> Result<Vec<GuestFile>> {
+/// Where hosts have a kernel for guests.
+pub const GUEST_KERNEL: &str = "/guest/vmlinuz";
+/// Where hosts have an initramfs for guests: the verifier of the crate `pvmm-guest`.
+pub const GUEST_INITRD: &str = "/guest/initrd";
+
+/// Programs of the workspace that hosts get, when the workspace has them; each is a package's only one.
+const PROGRAMS: [&str; 3] = ["pvmm-agent", "pvmmd", GUEST];
+/// The program that is the init of guests.
+const GUEST: &str = "pvmm-guest";
+
+/// Builds the programs for the hosts: linked statically, since a host has no libraries. Returns those
+/// that go into hosts, and the guests' init.
+fn programs() -> Result<(Vec<GuestFile>, Option<PathBuf>)> {
     let present = packages()?;
-    let wanted: Vec<_> = PROGRAMS
-        .iter()
-        .filter(|(package, _)| present.iter().any(|name| name == package))
+    let wanted: Vec<&str> = PROGRAMS
+        .into_iter()
+        .filter(|package| present.iter().any(|name| name == package))
         .collect();
     let target = paths::lab().join("target");
-    let step = Step::begin("programs for the emulated hosts", "30 s the first time");
+    let step = Step::begin(
+        "programs for the emulated hosts",
+        "1 min the first time, then 1 s",
+    );
     let mut command = paths::cargo(&["build", "--quiet", "--release", "--target", TRIPLE]);
     command
         .arg("--target-dir")
         .arg(&target)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
-    for (package, program) in &wanted {
-        command.args(["--package", package, "--bin", program]);
+    for program in &wanted {
+        command.args(["--package", program, "--bin", program]);
     }
     if !command.status().map_err(start("cargo"))?.success() {
         return Err(Error::Cargo("build --release".to_owned()));
     }
     step.done();
     let built = target.join(TRIPLE).join("release");
-    Ok(wanted
-        .iter()
-        .map(|(_, program)| GuestFile {
+    let (guests, hosts): (Vec<&str>, Vec<&str>) =
+        wanted.into_iter().partition(|program| *program == GUEST);
+    let files = hosts
+        .into_iter()
+        .map(|program| GuestFile {
             path: format!("/bin/{program}"),
             source: built.join(program),
         })
-        .collect())
+        .collect();
+    Ok((files, guests.first().map(|guest| built.join(guest))))
 }
 
 /// Names of the workspace's packages.

@@ -1,0 +1,163 @@
+//! `cargo xtask demo`: a Linux guest moves between two emulated VT-x machines while it works.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use pvmm_agent::Frame;
+use pvmm_lab::progress::Step;
+use pvmm_lab::{sandbox, Host, HostSpec, Lab, LabError, Wire, PREPARED};
+
+use crate::error::{Error, Result};
+use crate::lab::again_inside;
+use crate::prepare::{Base, GUEST_INITRD, GUEST_KERNEL};
+
+/// How the demonstration goes.
+#[derive(Args)]
+pub struct Arguments {
+    /// The guest's memory
+    #[arg(long, value_name = "SIZE", default_value = "96M")]
+    memory: String,
+    /// How busily the guest rewrites its memory: idle, slow or fast
+    #[arg(long, value_name = "LOAD", default_value = "slow")]
+    load: String,
+}
+
+/// Name of the guest.
+const GUEST: &str = "traveller";
+/// Where the daemons write what guests print.
+const CONSOLES: &str = "/tmp/consoles";
+/// Port of the daemon that takes the guest.
+const PORT: u16 = 7000;
+/// How long a step may take on a slow machine.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// Shows it.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if sandbox::is_inside() {
+        show(arguments)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let base = Base::ensure()?;
+    let module = base.module()?.ok_or_else(|| {
+        Error::Usage("there is no Kbuild file in the checkout, so no module to show".to_owned())
+    })?;
+    let prepared = match std::env::var_os(PREPARED) {
+        Some(prepared) => prepared.into(),
+        None => base.image(Some(&module), Vec::new())?.save()?,
+    };
+    again_inside(&prepared)
+}
+
+fn show(arguments: &Arguments) -> Result<()> {
+    let lab = Lab::new("demo")?;
+    let step = Step::begin("booting two machines with VT-x (emulated by Bochs)", "30 s");
+    let (mut one, mut other) = lab.boot_two(&HostSpec::new("one"), &HostSpec::new("two"))?;
+    step.done();
+
+    let step = Step::begin("loading pvmm.ko and starting pvmmd on both", "5 s");
+    let target = format!("tcp:{}:{PORT}", other.address(Wire::Migration));
+    serve(&mut one, &[])?;
+    serve(&mut other, &["--listen", &target])?;
+    step.done();
+
+    let step = Step::begin("starting a Linux guest on the first machine", "90 s");
+    let command_line = format!(
+        "console=ttyS0 quiet nokaslr cryptomgr.notests pvmm.load={}",
+        arguments.load
+    );
+    let run = format!(
+        "pvmmd run --name {GUEST} --kernel {GUEST_KERNEL} --initrd {GUEST_INITRD} --memory {} \
+         --cmdline '{command_line}'",
+        arguments.memory
+    );
+    one.sh(&run)?;
+    wait_for_guest(&mut one, "pvmm-guest READY", 1)?;
+    wait_for_guest(&mut one, "pvmm-guest OK", 2)?;
+    step.done();
+    last_line(&mut one, "the guest says, on the first machine")?;
+
+    let step = Step::begin("moving it to the second machine while it works", "30 s");
+    let out = one.run_with(&["pvmmd", "migrate", GUEST, &target], LIMIT, &mut |frame| {
+        if let Frame::Stdout(bytes) | Frame::Stderr(bytes) = frame {
+            eprint!("{}", String::from_utf8_lossy(bytes));
+        }
+    })?;
+    if out.code != 0 {
+        return Err(Error::Usage(format!(
+            "pvmmd migrate ended with {}; the logs are in {}",
+            out.code,
+            lab.folder().display()
+        )));
+    }
+    step.done();
+
+    let step = Step::begin("the guest goes on, on the second machine", "5 s");
+    wait_for_guest(&mut other, "pvmm-guest OK", 2)?;
+    step.done();
+    last_line(&mut other, "the guest says, on the second machine")?;
+    for host in [&mut one, &mut other] {
+        println!("\n{}: pvmmd list", host.name().to_owned());
+        print!("{}", host.sh("pvmmd list")?);
+    }
+    println!("\n{}", out.stdout.trim_end());
+    lab.finish();
+    Ok(())
+}
+
+/// Loads the module and starts the daemon, and waits until it answers.
+fn serve(host: &mut Host, options: &[&str]) -> Result<()> {
+    host.sh(&format!(
+        "insmod /lib/modules/pvmm.ko && mkdir -p {CONSOLES} /run/pvmm"
+    ))?;
+    let mut words = vec!["pvmmd", "serve", "--console-log", CONSOLES];
+    words.extend(options);
+    host.spawn(&words, "/tmp/pvmmd.log")?;
+    host.sh(
+        "for i in $(seq 600); do pvmmd version > /dev/null 2>&1 && exit 0; usleep 50000; done; \
+         cat /tmp/pvmmd.log; exit 1",
+    )?;
+    Ok(())
+}
+
+/// Waits until the guest's console on this host has `count` lines with `text`, and none that reports a
+/// failure.
+fn wait_for_guest(host: &mut Host, text: &str, count: usize) -> Result<()> {
+    let until = Instant::now() + LIMIT;
+    loop {
+        let console = console(host)?;
+        if let Some(line) = console
+            .lines()
+            .find(|line| line.contains("pvmm-guest FAIL"))
+        {
+            return Err(Error::Usage(format!(
+                "the guest has noticed something: {line}"
+            )));
+        }
+        if console.lines().filter(|line| line.contains(text)).count() >= count {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            return Err(LabError::Timeout {
+                host: host.name().to_owned(),
+                what: format!("the guest's line {text:?} (its console: {console})"),
+                limit: LIMIT,
+                console: host.console_log(),
+            }
+            .into());
+        }
+        // Each look costs the host some thousand instructions; a guest's line comes once a second.
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+fn last_line(host: &mut Host, what: &str) -> Result<()> {
+    let console = console(host)?;
+    let line = console.lines().rfind(|line| line.contains("pvmm-guest"));
+    println!("    {what}: {}", line.unwrap_or("(nothing)").trim_end());
+    Ok(())
+}
+
+fn console(host: &mut Host) -> Result<String> {
+    Ok(host.sh(&format!("cat {CONSOLES}/{GUEST}.log 2>/dev/null; :"))?)
+}
