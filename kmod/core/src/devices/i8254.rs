@@ -313,6 +313,15 @@ const fn split(id: u16) -> (u16, u16) {
     (id / COUNTER, id % COUNTER)
 }
 
+/// The plan before such a device is given to a guest: no step. The host's own is never given away; a model is fresh.
+///
+/// # Errors
+///
+/// None.
+pub fn reset(_: &mut Sink<'_, PlanStep>) -> Result<(), PlanError> {
+    Ok(())
+}
+
 /// Makes the plan that brings a fresh timer into the state of `records`, which a peer has sent.
 ///
 /// Order: programming, in the guest's order; a check of each programmed counter by its status; latches and half-read

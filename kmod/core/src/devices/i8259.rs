@@ -318,6 +318,15 @@ pub const fn traps(range: u8) -> u64 {
     }
 }
 
+/// The plan before such a device is given to a guest: no step. The host's own is never given away; a model is fresh.
+///
+/// # Errors
+///
+/// None.
+pub fn reset(_: &mut Sink<'_, PlanStep>) -> Result<(), PlanError> {
+    Ok(())
+}
+
 /// Makes the plan that brings a fresh pair into the state of `records`, which a peer has sent.
 ///
 /// Order: trigger modes before anything can be requested; the log; checks, before a poll command would eat their

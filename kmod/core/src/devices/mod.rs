@@ -45,6 +45,8 @@ pub struct Kind {
     pub registers: &'static [Register],
     /// Makes the plan from records of [`Kind::state_version`].
     plan: fn(&[StateRecord], &mut Sink<'_, PlanStep>) -> Result<(), PlanError>,
+    /// Makes the plan that a device of the kind needs before it is given to a guest.
+    reset: fn(&mut Sink<'_, PlanStep>) -> Result<(), PlanError>,
 }
 
 macro_rules! kinds {
@@ -58,6 +60,7 @@ macro_rules! kinds {
                 ranges: $module::RANGES,
                 registers: $module::REGISTERS,
                 plan: $module::plan,
+                reset: $module::reset,
             },)*
         ];
 
@@ -143,6 +146,17 @@ pub fn kind(number: u32) -> Option<&'static Kind> {
 /// Name of a register of a kind, for messages and tables.
 pub fn register_name(kind_number: u32, register: u16) -> Option<&'static str> {
     register::find(kind(kind_number)?.registers, register).map(|register| register.name)
+}
+
+/// Makes the plan that brings a device of kind `number` into the state that a new recorder stands for. To be executed
+/// on hardware when it is given to a guest, and again when it is taken away; a model starts there, and has no steps.
+///
+/// # Errors
+///
+/// [`PlanError::UnknownKind`], or [`PlanError::Full`].
+pub fn reset(number: u32, sink: &mut Sink<'_, PlanStep>) -> Result<(), PlanError> {
+    let kind = kind(number).ok_or(PlanError::UnknownKind { kind: number })?;
+    (kind.reset)(sink)
 }
 
 /// Makes the plan that brings a fresh device into the state of `records`, which a peer captured from a device of kind

@@ -314,7 +314,22 @@ fn the_largest_states_and_plans_fit_the_abi() {
         let records = log + kind.registers.len() + uart16550::FIFO;
         assert!(records <= MAX_STATE_RECORDS as usize, "{}", kind.name);
     }
-    assert!(MAX_PLAN_STEPS >= 200);
+    // The longest plans: each entry of the log and what it is checked with, each hidden number; four steps for each
+    // character of a FIFO of breaks, and some fifty for a UART's registers.
+    const { assert!(MAX_PLAN_STEPS as usize >= 3 * i8254::LOG_BOUND + 64) };
+    const { assert!(MAX_PLAN_STEPS as usize >= 4 * uart16550::FIFO + 64) };
+}
+
+#[test]
+fn a_device_that_is_given_to_a_guest_can_be_reset_if_its_kind_needs_it() {
+    for kind in KINDS {
+        let mut storage = vec![PlanStep::default(); MAX_PLAN_STEPS as usize];
+        let mut sink = Sink::new(&mut storage);
+        assert_eq!(reset(kind.number, &mut sink), Ok(()));
+        assert_eq!(sink.is_empty(), kind.number != pvmm_uapi::KIND_UART16550);
+    }
+    let unknown = Err(PlanError::UnknownKind { kind: 0 });
+    assert_eq!(reset(0, &mut Sink::new(&mut [])), unknown);
 }
 
 #[test]

@@ -127,7 +127,7 @@ impl I8254 {
         match (at.range, at.offset) {
             (0, index @ 0..=2) => self.counters[index as usize].read(self.tick),
             (1, 0) => {
-                let refresh = u8::from(self.tick / REFRESH_TICKS & 1 != 0) << 4;
+                let refresh = u8::from(self.tick / REFRESH_TICKS % 2 != 0) << 4;
                 self.port61 | refresh | u8::from(self.out(2)) << 5
             }
             _ => 0xff,

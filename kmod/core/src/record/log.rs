@@ -87,10 +87,17 @@ impl<const N: usize> Log<N> {
     /// Drops the entries for which `drop` holds, for example a whole group when its sequence starts again.
     pub fn drop_where(&mut self, drop: impl Fn(&Entry) -> bool) {
         let mut kept = 0;
-        for index in 0..self.len.min(N) {
-            let entry = self.entries[index];
-            if !drop(&entry) {
-                self.entries[kept] = entry;
+        for index in 0..self.len {
+            let Some(entry) = self
+                .entries
+                .get(index)
+                .copied()
+                .filter(|entry| !drop(entry))
+            else {
+                continue;
+            };
+            if let Some(place) = self.entries.get_mut(kept) {
+                *place = entry;
                 kept += 1;
             }
         }

@@ -123,7 +123,10 @@ impl Counter {
     fn encoded(&self, value: u32) -> u16 {
         let value = value % self.modulus();
         let shown = if self.is_bcd() {
-            value / 1000 << 12 | value / 100 % 10 << 8 | value / 10 % 10 << 4 | value % 10
+            ((value / 1000) << 12)
+                | ((value / 100 % 10) << 8)
+                | ((value / 10 % 10) << 4)
+                | (value % 10)
         } else {
             value
         };

@@ -3,7 +3,6 @@
 
 use super::*;
 use proptest::prelude::*;
-use std::vec;
 use std::vec::Vec;
 
 const MASTER: Location = Location::new(0, 0);
@@ -435,7 +434,7 @@ proptest! {
     ) {
         let mut pair = pair_with(icw4);
         let new = || Listed::new(icw4 & 0x10 != 0, icw4 & 2 != 0);
-        let mut listed = vec![new(), new()];
+        let mut listed = [new(), new()];
         let place = |slave: bool, offset: u64| Location::new(slave.into(), offset);
         for op in ops {
             match op {

@@ -10,20 +10,20 @@ use std::vec::Vec;
 
 const RANGES: [u64; 2] = [4, 8];
 
-/// Registers that hold what is written, one number that only a model has, and time.
+/// Registers that hold what is written, and one number that only a model has.
 #[derive(Default)]
 struct Device {
     registers: [[u8; 8]; 2],
     accesses: u32,
     only_model: Option<u64>,
     now_ns: u64,
-    /// Register 0 of range 0 becomes this when the time has come.
+    /// After so many reads, register 0 of range 0 becomes this.
     turns: Option<(u64, u8)>,
 }
 
 impl Device {
     fn run(&mut self, steps: &[PlanStep]) -> Outcome {
-        let mut time = Time(self.now_ns, self.turns);
+        let mut time = Time(self.now_ns);
         let outcome = execute(steps, &RANGES, &mut Shared(self, &mut 0), &mut time);
         self.now_ns = time.0;
         outcome
@@ -31,7 +31,7 @@ impl Device {
 }
 
 /// Time that passes in delays, and a little with each look at it.
-struct Time(u64, Option<(u64, u8)>);
+struct Time(u64);
 
 impl Timing for Time {
     fn now_ns(&mut self) -> u64 {
