@@ -90,7 +90,7 @@ impl<D: Defect> Deref for Words<D> {
     type Target = [AtomicU64];
 
     fn deref(&self) -> &[AtomicU64] {
-        held(&self.0)
+        self.0.as_ref().expect("only drop takes it")
     }
 }
 
@@ -98,7 +98,7 @@ impl<D: Defect, T> Deref for Boxed<D, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        held(&self.0)
+        self.0.as_ref().expect("only drop takes it")
     }
 }
 
@@ -118,7 +118,7 @@ impl<D: Defect, T> Deref for Shared<D, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        held(&self.0)
+        self.0.as_ref().expect("only drop takes it")
     }
 }
 
