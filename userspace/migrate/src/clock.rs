@@ -14,6 +14,10 @@
 //! between the addition and the first instruction, so the guest's time jumps ahead by at most the downtime, and never
 //! back. If the move fails, the source does the same with its own clock. A guest that its operator had paused before the
 //! move keeps its time.
+//!
+//! Two hosts of the same part measure TSC rates that differ by a few parts per million. Rates within
+//! [`crate::compat::TSC_TOLERANCE_PPM`] count as the same: the guest then takes over the target's, in its description and in
+//! its clock, so that its TSC needs no scaling there; its own timekeeping follows as it follows any drifting clock.
 
 use pvmm_uapi::Clock;
 use std::time::Duration;

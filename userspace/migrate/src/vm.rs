@@ -129,7 +129,8 @@ pub trait TargetHost {
 
     /// Makes the guest without running it: name reserved, memory allocated *and zero*, vCPUs with their CPUID table,
     /// devices claimed from the host. May be called by several connections at once. What was taken is given back
-    /// when it refuses. Every reason to refuse must be found here: after this, pages flow.
+    /// when it refuses. Every reason to refuse must be found here: after this, pages flow. The description's TSC rate is
+    /// this host's own if the source's counts as the same.
     fn prepare(&self, description: &VmDescription) -> Result<Self::Vm, Refusal>;
 }
 

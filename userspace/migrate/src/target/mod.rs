@@ -126,6 +126,7 @@ fn serve_connection<H: TargetHost>(
         channel,
         session: offer.session,
         vm: None,
+        sent_tsc_khz: 0,
         begin,
         paused_at: None,
         times: Times::default(),
@@ -184,6 +185,8 @@ struct Target<'a, H: TargetHost> {
     channel: Channel,
     session: SessionId,
     vm: Option<H::Vm>,
+    /// The guest's TSC rate as the source described it, in kHz.
+    sent_tsc_khz: u32,
     begin: Instant,
     paused_at: Option<Instant>,
     times: Times,
@@ -258,7 +261,7 @@ impl<H: TargetHost> Target<'_, H> {
         let elapsed = self.begin.elapsed();
         let limit = self.options.handshake_limit.saturating_sub(elapsed);
         let handshake = Scope::with_limit("prepare", limit);
-        let description: VmDescription = loop {
+        let mut description: VmDescription = loop {
             scope.check()?;
             let record = self.channel.receive(&handshake)?;
             match record.kind {
@@ -267,7 +270,8 @@ impl<H: TargetHost> Target<'_, H> {
                 _ => return Err(self.channel.unexpected(&record, "describe")),
             }
         };
-        let taken = self.take(&description);
+        self.sent_tsc_khz = description.tsc_khz;
+        let taken = self.take(&mut description);
         let producer = match taken {
             Ok((vm, producer)) => {
                 self.vm = Some(vm);
@@ -289,8 +293,9 @@ impl<H: TargetHost> Target<'_, H> {
         Ok(description)
     }
 
-    /// Compares, and makes the guest.
-    fn take(&self, description: &VmDescription) -> Result<(H::Vm, String), Refusal> {
+    /// Compares, and makes the guest. A TSC rate that counts as this host's becomes exactly this host's; see
+    /// [`crate::clock`].
+    fn take(&self, description: &mut VmDescription) -> Result<(H::Vm, String), Refusal> {
         // Before the host is asked for anything.
         description
             .validate()
@@ -299,6 +304,9 @@ impl<H: TargetHost> Target<'_, H> {
             Refusal::other(format!("the target cannot say what it offers: {error}"))
         })?;
         compat::check(description, &host)?;
+        if compat::same_rate(description.tsc_khz, host.tsc_khz) {
+            description.tsc_khz = host.tsc_khz;
+        }
         let vm = self.host.prepare(description)?;
         Ok((vm, host.producer))
     }

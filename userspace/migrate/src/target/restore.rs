@@ -54,14 +54,15 @@ impl<H: TargetHost> Target<'_, H> {
         description: &VmDescription,
     ) -> Result<Clock, Error> {
         let record: ClockRecord = self.channel.expect(scope)?;
-        let clock = Clock::from(&record);
-        if clock.tsc_khz != description.tsc_khz {
+        let mut clock = Clock::from(&record);
+        if clock.tsc_khz != self.sent_tsc_khz {
             let reason = format!(
                 "a TSC rate of {} kHz, the guest was described with {} kHz",
-                clock.tsc_khz, description.tsc_khz
+                clock.tsc_khz, self.sent_tsc_khz
             );
             return Err(self.payload(Kind::Clock, reason));
         }
+        clock.tsc_khz = description.tsc_khz;
         let record: ChipsetRecord = self.channel.expect(scope)?;
         let chipset = ChipsetState::from(&record);
         let begin = Instant::now();

@@ -36,6 +36,7 @@ impl FakeHost {
 pub struct FakeTarget {
     pub world: Arc<World>,
     pub faults: Arc<Faults>,
+    pub prepared_tsc_khz: u32,
     pub memory: Memory,
     pub vcpu: Option<VcpuState>,
     pub chipset: Option<ChipsetState>,
@@ -54,7 +55,7 @@ impl TargetHost for FakeHost {
         Ok(self.description.clone())
     }
 
-    fn prepare(&self, _description: &VmDescription) -> Result<FakeTarget, Refusal> {
+    fn prepare(&self, description: &VmDescription) -> Result<FakeTarget, Refusal> {
         self.faults
             .call(Operation::Prepare)
             .map_err(|error| Refusal::other(error.to_string()))?;
@@ -62,6 +63,7 @@ impl TargetHost for FakeHost {
         Ok(FakeTarget {
             world: self.world.clone(),
             faults: self.faults.clone(),
+            prepared_tsc_khz: description.tsc_khz,
             memory: Memory::default(),
             vcpu: None,
             chipset: None,

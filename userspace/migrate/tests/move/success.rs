@@ -172,3 +172,35 @@ fn a_release_that_fails_is_a_note_and_the_guest_has_moved() {
     let target = scene.arrived();
     scene.assert_moved(&target);
 }
+
+#[test]
+fn a_guest_takes_over_the_tsc_rate_of_a_host_that_measured_its_own_a_little_differently() {
+    let mut scene = Scene::plain();
+    let host = std::sync::Arc::get_mut(&mut scene.network.host).expect("nobody has it yet");
+    host.description.tsc_khz = START_CLOCK.tsc_khz + 300;
+    scene.migrate().expect("the rates count as the same");
+    let target = scene.arrived();
+    scene.assert_moved(&target);
+    assert_eq!(target.prepared_tsc_khz, START_CLOCK.tsc_khz + 300);
+    let clocks = [
+        target.restored_clock,
+        target.started.map(|(clock, _)| clock),
+    ];
+    for clock in clocks {
+        let clock = clock.expect("it was restored and started");
+        assert_eq!(clock.tsc_khz, START_CLOCK.tsc_khz + 300);
+        assert!(clock.tsc >= START_CLOCK.tsc);
+    }
+}
+
+#[test]
+fn a_guest_keeps_another_tsc_rate_where_the_host_can_scale() {
+    let mut scene = Scene::plain();
+    let host = std::sync::Arc::get_mut(&mut scene.network.host).expect("nobody has it yet");
+    host.description.tsc_khz = 3_000_000;
+    host.description.features = pvmm_uapi::FEATURE_TSC_SCALING;
+    scene.migrate().expect("the host can scale");
+    let target = scene.arrived();
+    assert_eq!(target.prepared_tsc_khz, START_CLOCK.tsc_khz);
+    assert_eq!(target.restored_clock, Some(START_CLOCK));
+}
