@@ -60,6 +60,13 @@ pub trait HostMem {
     /// Moves `value` to the heap; on failure `value` is dropped.
     fn boxed<T: Send + 'static>(value: T) -> Result<Self::Box<T>, OutOfMemory>;
 
+    /// A value of zeroed bytes, made on the heap: for types that are too large for a kernel's stack.
+    ///
+    /// # Safety
+    ///
+    /// Zeroed bytes must be a valid `T`.
+    unsafe fn boxed_zeroed<T: Send + 'static>() -> Result<Self::Box<T>, OutOfMemory>;
+
     /// Moves `value` to the heap; on failure `value` is dropped.
     fn shared<T: Send + Sync + 'static>(value: T) -> Result<Self::Shared<T>, OutOfMemory>;
 }

@@ -46,7 +46,12 @@ impl Node {
         operations.owner = module.as_ptr();
         let monitor = Arc::new(monitor, GFP_KERNEL)?;
         let mut node = KBox::new(
-            Self { misc: Opaque::new(raw), operations, monitor, registered: false },
+            Self {
+                misc: Opaque::new(raw),
+                operations,
+                monitor,
+                registered: false,
+            },
             GFP_KERNEL,
         )?;
         // SAFETY: the structure is not registered yet, so nobody else uses it; the table lies in the same box.

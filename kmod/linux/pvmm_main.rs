@@ -57,7 +57,13 @@ impl kernel::Module for Pvmm {
             selftest::run()?;
         }
         let node = device::Node::register(module, monitor)?;
-        pr_info!("version {}, VT-x with EPT and page-modification logging\n", pvmm_core::VERSION);
-        Ok(Self { _node: node, _regions: regions })
+        pr_info!(
+            "version {}, VT-x with EPT and page-modification logging\n",
+            pvmm_core::VERSION
+        );
+        Ok(Self {
+            _node: node,
+            _regions: regions,
+        })
     }
 }

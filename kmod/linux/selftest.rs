@@ -39,9 +39,17 @@ pub(crate) fn run() -> Result {
     };
     let summary = conformance::run::<Linux>(&fixture, &mut |name, outcome| match outcome {
         Ok(()) => pr_info!("selftest: ok: {}\n", name),
-        Err(failure) => pr_err!("selftest: FAILED: {}: {}\n", name, format_args!("{failure}")),
+        Err(failure) => pr_err!(
+            "selftest: FAILED: {}: {}\n",
+            name,
+            format_args!("{failure}")
+        ),
     });
-    pr_info!("selftest: {} passed, {} failed\n", summary.passed, summary.failed);
+    pr_info!(
+        "selftest: {} passed, {} failed\n",
+        summary.passed,
+        summary.failed
+    );
     if summary.failed == 0 && summary.passed > 0 {
         Ok(())
     } else {

@@ -18,7 +18,10 @@ extern "C" {
     pub(crate) fn pvmm_current_cpu() -> u32;
     pub(crate) fn pvmm_online_cpus() -> u32;
     pub(crate) fn pvmm_possible_cpus() -> u32;
-    pub(crate) fn pvmm_on_each_cpu(function: unsafe extern "C" fn(*mut c_void), context: *mut c_void);
+    pub(crate) fn pvmm_on_each_cpu(
+        function: unsafe extern "C" fn(*mut c_void),
+        context: *mut c_void,
+    );
     pub(crate) fn pvmm_deliver_nmi();
     pub(crate) fn pvmm_fpu_begin();
     pub(crate) fn pvmm_fpu_end();
@@ -37,7 +40,12 @@ extern "C" {
     pub(crate) fn pvmm_copy_out(to: u64, from: *const c_void, count: usize) -> usize;
     pub(crate) fn pvmm_wait_queue_alloc() -> *mut c_void;
     pub(crate) fn pvmm_wait_queue_free(queue: *mut c_void);
-    pub(crate) fn pvmm_wait(queue: *mut c_void, timeout_ns: i64, ready: Ready, context: *mut c_void) -> i32;
+    pub(crate) fn pvmm_wait(
+        queue: *mut c_void,
+        timeout_ns: i64,
+        ready: Ready,
+        context: *mut c_void,
+    ) -> i32;
     pub(crate) fn pvmm_wake(queue: *mut c_void);
     pub(crate) fn pvmm_claim_ports(base: u16, count: u16) -> *mut c_void;
     pub(crate) fn pvmm_release_ports(base: u16, count: u16);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The simulated host's [`HostMem`]. Everything is counted by the machine, see [`Machine::live`](super::Machine::live).
-// `HostPage` declares unsafe functions; their implementations here are safe code that checks what callers promise.
+// `HostPage` and `HostMem` declare unsafe functions; their implementations here check what callers promise, or pass it on.
 #![allow(unsafe_code)]
 
 use super::frames::{given_up, OwnedFrame, Words};
@@ -175,6 +175,11 @@ impl HostMem for SimHost {
     }
 
     #[track_caller]
+    unsafe fn boxed_zeroed<T: Send + 'static>() -> Result<SimBox<T>, OutOfMemory> {
+        // SAFETY: zeroed bytes are a valid `T` by the caller's obligation.
+        Self::boxed(unsafe { core::mem::zeroed() })
+    }
+
     fn boxed<T: Send + 'static>(value: T) -> Result<SimBox<T>, OutOfMemory> {
         allocate("HostMem::boxed")?;
         Ok(SimBox {

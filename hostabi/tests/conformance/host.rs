@@ -146,6 +146,11 @@ impl<D: Defect> HostMem for HostWith<D> {
         SimHost::boxed(value).map(Boxed::new)
     }
 
+    unsafe fn boxed_zeroed<T: Send + 'static>() -> Oom<Boxed<D, T>> {
+        // SAFETY: the caller's obligation is passed on.
+        unsafe { SimHost::boxed_zeroed().map(Boxed::new) }
+    }
+
     fn shared<T: Send + Sync + 'static>(value: T) -> Oom<Shared<D, T>> {
         SimHost::shared(value).map(Shared::new)
     }

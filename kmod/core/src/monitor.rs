@@ -61,7 +61,8 @@ impl<H: Host> Monitor<H> {
         if !H::tsc_is_stable() || H::tsc_khz().0 == 0 {
             return Err(LoadError::UnstableTsc);
         }
-        let capability = read_capability::<H>().map_err(|Missing(name)| LoadError::Missing(name))?;
+        let capability =
+            read_capability::<H>().map_err(|Missing(name)| LoadError::Missing(name))?;
         Ok(Self {
             capability,
             host_xcr0: host_xcr0::<H>(),

@@ -48,7 +48,10 @@ impl HostCpu for Linux {
 
     fn irq_off() -> IrqOff {
         // SAFETY: the guard restores the flags.
-        IrqOff { flags: unsafe { shim::pvmm_irq_save() }, not_send: PhantomData }
+        IrqOff {
+            flags: unsafe { shim::pvmm_irq_save() },
+            not_send: PhantomData,
+        }
     }
 
     fn current(_irq: &IrqOff) -> CpuId {

@@ -18,7 +18,9 @@ pub(crate) struct PortRange {
 impl PortRange {
     fn port(&self, offset: u16, bytes: u8) -> Option<u16> {
         let inside = matches!(bytes, 1 | 2 | 4)
-            && offset.checked_add(u16::from(bytes)).is_some_and(|end| end <= self.count);
+            && offset
+                .checked_add(u16::from(bytes))
+                .is_some_and(|end| end <= self.count);
         if inside {
             self.base.checked_add(offset)
         } else {
@@ -46,7 +48,8 @@ impl Ports for PortRange {
     fn read(&self, offset: u16, bytes: u8) -> u32 {
         let absent = u32::MAX >> (32 - 8 * u32::from(bytes.clamp(1, 4)));
         // SAFETY: the port is claimed, so no driver of the host is on it.
-        self.port(offset, bytes).map_or(absent, |port| unsafe { shim::pvmm_port_in(port, bytes) })
+        self.port(offset, bytes)
+            .map_or(absent, |port| unsafe { shim::pvmm_port_in(port, bytes) })
     }
 
     fn write(&self, offset: u16, bytes: u8, value: u32) {
@@ -113,7 +116,11 @@ impl HostDev for Linux {
         // SAFETY: the context is a reference-counted sink that lives until the interrupt is freed.
         let error = unsafe { shim::pvmm_claim_irq(irq, Irq::<S>::handle, sink.cast_mut().cast()) };
         if error == 0 {
-            return Ok(Irq { number: irq, sink, owns: PhantomData });
+            return Ok(Irq {
+                number: irq,
+                sink,
+                owns: PhantomData,
+            });
         }
         // SAFETY: not requested, so nobody else has the reference.
         drop(unsafe { Shared::from_raw(sink) });

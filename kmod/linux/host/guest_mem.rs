@@ -8,7 +8,9 @@ use core::ffi::c_void;
 use core::marker::PhantomData;
 use kernel::bindings;
 use kernel::prelude::*;
-use pvmm_hostabi::{GuestMem, Hva, InvalidateSink, OutOfMemory, Pfn, ResolveError, Resolved, UserCopy};
+use pvmm_hostabi::{
+    GuestMem, Hva, InvalidateSink, OutOfMemory, Pfn, ResolveError, Resolved, UserCopy,
+};
 
 /// A reference to an `mm_struct` (`mm_count`): the structure stays, its pages may go.
 pub(crate) struct AddressSpace(*mut c_void);
@@ -75,7 +77,10 @@ impl<S: InvalidateSink> Watch<S> {
     }
 
     /// The process is going: nothing may be mapped any more, for good.
-    unsafe extern "C" fn release(notifier: *mut bindings::mmu_notifier, _mm: *mut bindings::mm_struct) {
+    unsafe extern "C" fn release(
+        notifier: *mut bindings::mmu_notifier,
+        _mm: *mut bindings::mm_struct,
+    ) {
         // SAFETY: as in `start`.
         let sink = unsafe { Self::sink(notifier) };
         sink.invalidate_start(Hva(0)..Hva(u64::MAX));
@@ -112,15 +117,23 @@ impl GuestMem for Linux {
         unsafe { shim::pvmm_mm_is_current(space.0) }
     }
 
-    fn watch<S: InvalidateSink>(space: &AddressSpace, sink: Shared<S>) -> Result<Watch<S>, OutOfMemory> {
+    fn watch<S: InvalidateSink>(
+        space: &AddressSpace,
+        sink: Shared<S>,
+    ) -> Result<Watch<S>, OutOfMemory> {
         let operations = bindings::mmu_notifier_ops {
             release: Some(Watch::<S>::release),
             invalidate_range_start: Some(Watch::<S>::start),
             invalidate_range_end: Some(Watch::<S>::end),
             ..Default::default()
         };
-        let registration = Registration { notifier: Default::default(), operations, sink };
-        let registration = KBox::into_raw(KBox::new(registration, GFP_KERNEL).map_err(|_| OutOfMemory)?);
+        let registration = Registration {
+            notifier: Default::default(),
+            operations,
+            sink,
+        };
+        let registration =
+            KBox::into_raw(KBox::new(registration, GFP_KERNEL).map_err(|_| OutOfMemory)?);
         // SAFETY: the caller runs in `space` (the contract), whose mm is therefore alive; a second reference for the
         // registration, which may outlive the space's handle.
         let mm = unsafe { shim::pvmm_mm_grab() }.cast::<bindings::mm_struct>();
@@ -138,14 +151,21 @@ impl GuestMem for Linux {
             }
             return Err(OutOfMemory);
         }
-        Ok(Watch { registration, mm, sink: PhantomData })
+        Ok(Watch {
+            registration,
+            mm,
+            sink: PhantomData,
+        })
     }
 
     fn resolve(_space: &AddressSpace, hva: Hva, write: bool) -> Result<Resolved, ResolveError> {
         let mut pfn = 0;
         // SAFETY: GUP checks the address; the pointer is to a local.
         match unsafe { shim::pvmm_resolve(hva.0 as usize, write, &mut pfn) } {
-            0 => Ok(Resolved { pfn: Pfn(pfn), writable: write }),
+            0 => Ok(Resolved {
+                pfn: Pfn(pfn),
+                writable: write,
+            }),
             error if error == ENOMEM.to_errno() => Err(ResolveError::OutOfMemory),
             error if error == EINTR.to_errno() || error == ERESTARTSYS.to_errno() => {
                 Err(ResolveError::Interrupted)

@@ -5,6 +5,7 @@ use super::Linux;
 use crate::shim;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU64, Ordering};
+use kernel::alloc::flags::__GFP_ZERO;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 use pvmm_hostabi::{HostMem, HostPage, Hpa, OutOfMemory};
@@ -148,17 +149,29 @@ impl HostMem for Linux {
     fn words(count: usize) -> Result<Words, OutOfMemory> {
         let mut words = KVVec::with_capacity(count, GFP_KERNEL).map_err(|_| OutOfMemory)?;
         for _ in 0..count {
-            words.push(AtomicU64::new(0), GFP_KERNEL).map_err(|_| OutOfMemory)?;
+            words
+                .push(AtomicU64::new(0), GFP_KERNEL)
+                .map_err(|_| OutOfMemory)?;
         }
         LIVE.fetch_add(1, Ordering::Relaxed);
         Ok(Words(words))
     }
 
     fn boxed<T: Send + 'static>(value: T) -> Result<Boxed<T>, OutOfMemory> {
-        KBox::new(value, GFP_KERNEL).map(Boxed).map_err(|_| OutOfMemory)
+        KBox::new(value, GFP_KERNEL)
+            .map(Boxed)
+            .map_err(|_| OutOfMemory)
+    }
+
+    unsafe fn boxed_zeroed<T: Send + 'static>() -> Result<Boxed<T>, OutOfMemory> {
+        let place = KBox::<T>::new_uninit(GFP_KERNEL | __GFP_ZERO).map_err(|_| OutOfMemory)?;
+        // SAFETY: the allocation is zeroed, which is a valid value by the caller's obligation.
+        Ok(Boxed(unsafe { place.assume_init() }))
     }
 
     fn shared<T: Send + Sync + 'static>(value: T) -> Result<Shared<T>, OutOfMemory> {
-        Arc::new(value, GFP_KERNEL).map(Shared).map_err(|_| OutOfMemory)
+        Arc::new(value, GFP_KERNEL)
+            .map(Shared)
+            .map_err(|_| OutOfMemory)
     }
 }

@@ -54,7 +54,10 @@ impl<T: Send> SpinLock<T> for Locked<T, SpinLockBackend> {
         Self: 'a;
 
     fn lock(&self) -> Self::Guard<'_> {
-        Held { _guard: self.lock.lock(), value: &self.value }
+        Held {
+            _guard: self.lock.lock(),
+            value: &self.value,
+        }
     }
 }
 
@@ -65,11 +68,17 @@ impl<T: Send> Mutex<T> for Locked<T, MutexBackend> {
         Self: 'a;
 
     fn lock(&self) -> Self::Guard<'_> {
-        Held { _guard: self.lock.lock(), value: &self.value }
+        Held {
+            _guard: self.lock.lock(),
+            value: &self.value,
+        }
     }
 
     fn try_lock(&self) -> Option<Self::Guard<'_>> {
-        Some(Held { _guard: self.lock.try_lock()?, value: &self.value })
+        Some(Held {
+            _guard: self.lock.try_lock()?,
+            value: &self.value,
+        })
     }
 }
 
@@ -120,13 +129,20 @@ impl HostSync for Linux {
     type WaitQueue = LinuxWaitQueue;
 
     fn spin_lock<T: Send + 'static>(value: T) -> Result<Self::SpinLock<T>, OutOfMemory> {
-        let lock = KBox::pin_init(new_spinlock!((), "pvmm"), GFP_KERNEL).map_err(|_| OutOfMemory)?;
-        Ok(Locked { lock, value: UnsafeCell::new(value) })
+        let lock =
+            KBox::pin_init(new_spinlock!((), "pvmm"), GFP_KERNEL).map_err(|_| OutOfMemory)?;
+        Ok(Locked {
+            lock,
+            value: UnsafeCell::new(value),
+        })
     }
 
     fn mutex<T: Send + 'static>(value: T) -> Result<Self::Mutex<T>, OutOfMemory> {
         let lock = KBox::pin_init(new_mutex!((), "pvmm"), GFP_KERNEL).map_err(|_| OutOfMemory)?;
-        Ok(Locked { lock, value: UnsafeCell::new(value) })
+        Ok(Locked {
+            lock,
+            value: UnsafeCell::new(value),
+        })
     }
 
     fn wait_queue() -> Result<LinuxWaitQueue, OutOfMemory> {

@@ -139,6 +139,9 @@ impl HostVmx for Linux {
                 return Err(VmxUnavailable::Failed);
             }
         }
-        Ok(VmxOperation { cr4: cr4 as usize, irq: PhantomData })
+        Ok(VmxOperation {
+            cr4: cr4 as usize,
+            irq: PhantomData,
+        })
     }
 }

@@ -13,7 +13,7 @@ use core::mem::size_of;
 /// # Safety
 ///
 /// Every bit pattern of the type's size must be a valid value, and the type must have no padding bytes.
-pub unsafe trait Pod: Copy + Default + 'static {
+pub unsafe trait Pod: Copy + 'static {
     /// The value's bytes, in the host's byte order.
     fn as_bytes(&self) -> &[u8] {
         // SAFETY: the type has no padding (the trait's contract), so all its bytes are initialised; the slice
@@ -44,6 +44,9 @@ pod! {
     DeviceCapture, DeviceExecute, DirtyFetch, DirtyLog, DirtyRange, IoApicState, IrqLine, LocalApicState, MemoryRegion,
     MsrEntry, PlanStep, Run, Segment, StateRecord, VcpuState, VcpuStateRequest,
 }
+
+// SAFETY: an array of a type without padding has none either, and every bit pattern of it is valid element by element.
+unsafe impl<T: Pod, const N: usize> Pod for [T; N] {}
 
 // Padding shows as a size that differs from the sum of the fields.
 macro_rules! no_padding {

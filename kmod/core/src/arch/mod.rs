@@ -4,7 +4,12 @@
 //! This is where a guest access enters the path. What is particular to VT-x stays below [`x86::vmx`]; the rest of the core
 //! sees a vCPU that runs until an [`Exit`] which it could not handle itself.
 
+// One function that makes zeroed values of types for which that is sound.
 pub mod x86;
+#[allow(unsafe_code)]
+mod zeroed;
+
+pub use zeroed::zeroed;
 
 use crate::iospace::{Direction, Width};
 use pvmm_hostabi::Gpa;

@@ -15,7 +15,10 @@ pub struct IoBitmap<H: Host> {
 impl<H: Host> IoBitmap<H> {
     /// A bitmap with which every port exits.
     pub fn new() -> Result<Self, OutOfMemory> {
-        let bitmap = Self { a: H::page()?, b: H::page()? };
+        let bitmap = Self {
+            a: H::page()?,
+            b: H::page()?,
+        };
         for word in bitmap.a.words().iter().chain(bitmap.b.words()) {
             word.store(u64::MAX, Ordering::Relaxed);
         }

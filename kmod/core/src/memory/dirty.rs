@@ -27,7 +27,9 @@ fn set(words: &[AtomicU64], bit: u64) {
 }
 
 fn take_word(words: &[AtomicU64], index: u64) -> u64 {
-    words.get(index as usize).map_or(0, |word| word.swap(0, Ordering::SeqCst))
+    words
+        .get(index as usize)
+        .map_or(0, |word| word.swap(0, Ordering::SeqCst))
 }
 
 /// The set bits of `word`, lowest first.
@@ -88,7 +90,12 @@ impl<H: Host> DirtyBitmap<H> {
         true
     }
 
-    fn take_runs(&self, base: u64, mut word: u64, accept: &mut impl FnMut(Range<u64>) -> bool) -> bool {
+    fn take_runs(
+        &self,
+        base: u64,
+        mut word: u64,
+        accept: &mut impl FnMut(Range<u64>) -> bool,
+    ) -> bool {
         while word != 0 {
             let start = u64::from(word.trailing_zeros());
             let length = u64::from((word >> start).trailing_ones());
@@ -98,19 +105,35 @@ impl<H: Host> DirtyBitmap<H> {
                 }
                 return false;
             }
-            word = if start + length == BITS { 0 } else { word & (u64::MAX << (start + length)) };
+            word = if start + length == BITS {
+                0
+            } else {
+                word & (u64::MAX << (start + length))
+            };
         }
         true
     }
 
     /// Sets the summary bits that were taken but not followed: a set bit over a clean word does no harm.
     fn restore_summary(&self, group: u64, top: u64) -> bool {
-        for (index, word) in self.pages.iter().enumerate().skip((group * BITS) as usize).take(BITS as usize) {
+        for (index, word) in self
+            .pages
+            .iter()
+            .enumerate()
+            .skip((group * BITS) as usize)
+            .take(BITS as usize)
+        {
             if word.load(Ordering::SeqCst) != 0 {
                 set(&self.groups, index as u64);
             }
         }
-        for (index, word) in self.groups.iter().enumerate().skip((top * BITS) as usize).take(BITS as usize) {
+        for (index, word) in self
+            .groups
+            .iter()
+            .enumerate()
+            .skip((top * BITS) as usize)
+            .take(BITS as usize)
+        {
             if word.load(Ordering::SeqCst) != 0 {
                 set(&self.summary, index as u64);
             }

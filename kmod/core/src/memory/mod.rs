@@ -181,7 +181,12 @@ impl<H: Host> GuestMemory<H> {
     }
 
     /// Copies from guest memory. Stops at the first byte that is not memory. Process context of the owner.
-    pub fn read(&self, space: &H::AddressSpace, gpa: Gpa, buffer: &mut [u8]) -> Result<(), FaultError> {
+    pub fn read(
+        &self,
+        space: &H::AddressSpace,
+        gpa: Gpa,
+        buffer: &mut [u8],
+    ) -> Result<(), FaultError> {
         let mut at = gpa.0;
         let mut rest = buffer;
         while !rest.is_empty() {
@@ -189,14 +194,21 @@ impl<H: Host> GuestMemory<H> {
             let in_page = (PAGE_SIZE - (at & (PAGE_SIZE - 1))) as usize;
             let (now, later) = rest.split_at_mut(in_page.min(rest.len()));
             H::read(space, hva, now).map_err(FaultError::Resolve)?;
-            at = at.checked_add(now.len() as u64).ok_or(FaultError::NotMemory)?;
+            at = at
+                .checked_add(now.len() as u64)
+                .ok_or(FaultError::NotMemory)?;
             rest = later;
         }
         Ok(())
     }
 
     /// Copies to guest memory on the guest's behalf; the pages become dirty. Process context of the owner.
-    pub fn write(&self, space: &H::AddressSpace, gpa: Gpa, buffer: &[u8]) -> Result<(), FaultError> {
+    pub fn write(
+        &self,
+        space: &H::AddressSpace,
+        gpa: Gpa,
+        buffer: &[u8],
+    ) -> Result<(), FaultError> {
         let mut at = gpa.0;
         let mut rest = buffer;
         while !rest.is_empty() {
@@ -205,7 +217,9 @@ impl<H: Host> GuestMemory<H> {
             let (now, later) = rest.split_at(in_page.min(rest.len()));
             H::write(space, hva, now).map_err(FaultError::Resolve)?;
             self.mark_dirty(Gfn(at >> PAGE_SHIFT));
-            at = at.checked_add(now.len() as u64).ok_or(FaultError::NotMemory)?;
+            at = at
+                .checked_add(now.len() as u64)
+                .ok_or(FaultError::NotMemory)?;
             rest = later;
         }
         Ok(())

@@ -64,13 +64,15 @@ impl Regions {
             pages: region.size >> PAGE_SHIFT,
             hva: region.hva,
         };
-        let overlaps = |old: &Region| {
-            new.gfns().start < old.gfns().end && old.gfns().start < new.gfns().end
-        };
+        let overlaps =
+            |old: &Region| new.gfns().start < old.gfns().end && old.gfns().start < new.gfns().end;
         if self.iter().any(overlaps) {
             return Err(RegionError::Overlap);
         }
-        *self.regions.get_mut(self.count).ok_or(RegionError::TooMany)? = new;
+        *self
+            .regions
+            .get_mut(self.count)
+            .ok_or(RegionError::TooMany)? = new;
         self.count += 1;
         Ok(())
     }
@@ -87,7 +89,10 @@ impl Regions {
 
     /// One more than the highest guest frame.
     pub fn end(&self) -> u64 {
-        self.iter().map(|region| region.gfns().end).max().unwrap_or(0)
+        self.iter()
+            .map(|region| region.gfns().end)
+            .max()
+            .unwrap_or(0)
     }
 
     /// Where the owner has the byte at `gpa`; `None` if that is not memory.
@@ -115,25 +120,47 @@ mod tests {
     use super::*;
 
     fn region(gpa: u64, size: u64, hva: u64) -> MemoryRegion {
-        MemoryRegion { gpa, size, hva, reserved: 0 }
+        MemoryRegion {
+            gpa,
+            size,
+            hva,
+            reserved: 0,
+        }
     }
 
     #[test]
     fn overlapping_unaligned_and_empty_regions_are_refused() {
         let mut regions = Regions::default();
         assert_eq!(regions.add(&region(0x1000, 0x3000, 0x10000)), Ok(()));
-        assert_eq!(regions.add(&region(0x3000, 0x1000, 0x20000)), Err(RegionError::Overlap));
+        assert_eq!(
+            regions.add(&region(0x3000, 0x1000, 0x20000)),
+            Err(RegionError::Overlap)
+        );
         assert_eq!(regions.add(&region(0x4000, 0x1000, 0x20000)), Ok(()));
-        assert_eq!(regions.add(&region(0x8000, 0, 0x20000)), Err(RegionError::Invalid));
-        assert_eq!(regions.add(&region(0x8800, 0x1000, 0x20000)), Err(RegionError::Invalid));
-        assert_eq!(regions.add(&region(u64::MAX - 0xfff, 0x1000, 0)), Err(RegionError::Invalid));
-        assert_eq!(regions.add(&region(0x8000, 0x1000, u64::MAX - 0xfff)), Err(RegionError::Invalid));
+        assert_eq!(
+            regions.add(&region(0x8000, 0, 0x20000)),
+            Err(RegionError::Invalid)
+        );
+        assert_eq!(
+            regions.add(&region(0x8800, 0x1000, 0x20000)),
+            Err(RegionError::Invalid)
+        );
+        assert_eq!(
+            regions.add(&region(u64::MAX - 0xfff, 0x1000, 0)),
+            Err(RegionError::Invalid)
+        );
+        assert_eq!(
+            regions.add(&region(0x8000, 0x1000, u64::MAX - 0xfff)),
+            Err(RegionError::Invalid)
+        );
     }
 
     #[test]
     fn addresses_translate_both_ways_inside_a_region_only() {
         let mut regions = Regions::default();
-        regions.add(&region(0x10_0000, 0x4000, 0x7000_0000)).expect("a valid region");
+        regions
+            .add(&region(0x10_0000, 0x4000, 0x7000_0000))
+            .expect("a valid region");
         assert_eq!(regions.hva(Gpa(0x10_1234)), Some(Hva(0x7000_1234)));
         assert_eq!(regions.hva(Gpa(0x10_4000)), None);
         assert_eq!(regions.hva(Gpa(0xf_ffff)), None);
@@ -149,6 +176,9 @@ mod tests {
         for n in 0..8 {
             assert_eq!(regions.add(&region(n << 20, 0x1000, 0x1000)), Ok(()));
         }
-        assert_eq!(regions.add(&region(9 << 20, 0x1000, 0x1000)), Err(RegionError::TooMany));
+        assert_eq!(
+            regions.add(&region(9 << 20, 0x1000, 0x1000)),
+            Err(RegionError::TooMany)
+        );
     }
 }

@@ -37,7 +37,8 @@ impl<P: Ports> Backend for Hardware<'_, P> {
     }
 
     fn write(&mut self, at: Location, width: Width, value: u64) {
-        self.0.write(at.offset.min(0xffff) as u16, width.bytes(), value as u32);
+        self.0
+            .write(at.offset.min(0xffff) as u16, width.bytes(), value as u32);
     }
 }
 
@@ -49,7 +50,12 @@ impl<H: Host> Attached<H> {
         guest_base: u16,
         recorder: H::Box<RecorderState>,
     ) -> Self {
-        Self { ports, _irq: irq, guest_base, recorder }
+        Self {
+            ports,
+            _irq: irq,
+            guest_base,
+            recorder,
+        }
     }
 
     /// Its recorder and its hardware.
@@ -78,7 +84,12 @@ impl<H: Host> Attached<H> {
                 value
             }
         };
-        self.recorder.after(&Access { at, width, direction, value: value & width.mask() });
+        self.recorder.after(&Access {
+            at,
+            width,
+            direction,
+            value: value & width.mask(),
+        });
         value
     }
 

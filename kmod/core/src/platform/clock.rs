@@ -26,7 +26,12 @@ impl VmClock {
     /// The clock that shows `point` when the host's TSC is `host_tsc`. `None` if a rate is 0.
     pub const fn new(point: Clock, host_tsc: u64, host_khz: u32) -> Option<Self> {
         match (GuestClock::new(&point), NonZeroU64::new(host_khz as u64)) {
-            (Some(line), Some(host_khz)) => Some(Self { host_tsc, host_khz, point, line }),
+            (Some(line), Some(host_khz)) => Some(Self {
+                host_tsc,
+                host_khz,
+                point,
+                line,
+            }),
             _ => None,
         }
     }
@@ -37,13 +42,18 @@ impl VmClock {
         let ticks = tsc.saturating_sub(self.host_tsc);
         let khz = self.host_khz;
         let whole = (ticks / khz).wrapping_mul(NS_PER_MS);
-        self.point.vm_ns.wrapping_add(whole).wrapping_add((ticks % khz) * NS_PER_MS / khz)
+        self.point
+            .vm_ns
+            .wrapping_add(whole)
+            .wrapping_add((ticks % khz) * NS_PER_MS / khz)
     }
 
     /// Host TSC ticks in `ns` nanoseconds, rounded up.
     pub const fn host_ticks(&self, ns: u64) -> u64 {
         let khz = self.host_khz.get();
-        (ns / NS_PER_MS).saturating_mul(khz).saturating_add(((ns % NS_PER_MS) * khz).div_ceil(NS_PER_MS))
+        (ns / NS_PER_MS)
+            .saturating_mul(khz)
+            .saturating_add(((ns % NS_PER_MS) * khz).div_ceil(NS_PER_MS))
     }
 
     /// The TSC multiplier; 0 if the guest's rate is the host's.
@@ -92,7 +102,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn point(vm_ns: u64, tsc: u64, tsc_khz: u32) -> Clock {
-        Clock { vm_ns, tsc, tsc_khz, reserved: 0 }
+        Clock {
+            vm_ns,
+            tsc,
+            tsc_khz,
+            reserved: 0,
+        }
     }
 
     #[test]
@@ -103,10 +118,14 @@ mod tests {
 
     #[test]
     fn at_the_hosts_own_rate_the_tsc_is_offset_only() {
-        let clock = VmClock::new(point(10, 100, 2_000_000), 5000, 2_000_000).expect("rates are set");
+        let clock =
+            VmClock::new(point(10, 100, 2_000_000), 5000, 2_000_000).expect("rates are set");
         assert_eq!(clock.multiplier(), 0);
         assert_eq!(clock.at(5000), point(10, 100, 2_000_000));
-        assert_eq!(clock.at(2_000_005_000), point(1_000_000_010, 2_000_000_100, 2_000_000));
+        assert_eq!(
+            clock.at(2_000_005_000),
+            point(1_000_000_010, 2_000_000_100, 2_000_000)
+        );
     }
 
     proptest! {

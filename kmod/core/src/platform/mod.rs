@@ -13,10 +13,10 @@ pub use clock::VmClock;
 
 use crate::chipset::{ApicFeatures, Chipset};
 use crate::devices::RecorderState;
-use crate::record::{Recorded, Recorder};
-use crate::replay::Backend;
 use crate::iospace::bitmap::IoBitmap;
 use crate::iospace::{Access, Direction, Location, Width};
+use crate::record::{Recorded, Recorder};
+use crate::replay::Backend;
 use crate::vcpu::Control;
 use pvmm_hostabi::{Host, Hpa, OutOfMemory};
 use pvmm_uapi::{DEVICE_I8254, DEVICE_I8259, KIND_I8254, KIND_I8259};
@@ -151,7 +151,10 @@ impl<H: Host> Platform<H> {
 
     /// Takes the request of [`Platform::has_request`]: power off, reset.
     pub fn take_request(&mut self) -> (bool, bool) {
-        (core::mem::take(&mut self.power_off), core::mem::take(&mut self.reset))
+        (
+            core::mem::take(&mut self.power_off),
+            core::mem::take(&mut self.reset),
+        )
     }
 
     /// An access to ports. Whoever serves the first port gets the whole access if it is one of the ACPI registers; all
@@ -181,22 +184,49 @@ impl<H: Host> Platform<H> {
     }
 
     fn is_user(&self, port: u16) -> bool {
-        !Chipset::claims_port(port) && !self.attached.iter().flatten().any(|device| device.covers(port))
+        !Chipset::claims_port(port)
+            && !self
+                .attached
+                .iter()
+                .flatten()
+                .any(|device| device.covers(port))
     }
 
-    fn single(&mut self, port: u16, width: Width, direction: Direction, value: u64, now: u64) -> u64 {
-        if let Some(device) = self.attached.iter_mut().flatten().find(|device| device.covers(port)) {
+    fn single(
+        &mut self,
+        port: u16,
+        width: Width,
+        direction: Direction,
+        value: u64,
+        now: u64,
+    ) -> u64 {
+        if let Some(device) = self
+            .attached
+            .iter_mut()
+            .flatten()
+            .find(|device| device.covers(port))
+        {
             let result = device.access(port, width, direction, value);
             device.update_bitmap(&self.bitmap);
             return result;
         }
         let result = match direction {
             Direction::Read => self.chipset.port_read(port, width, now),
-            Direction::Write => self.chipset.port_write(port, width, value, now).map(|()| value),
+            Direction::Write => self
+                .chipset
+                .port_write(port, width, value, now)
+                .map(|()| value),
         };
-        let Some(result) = result else { return width.mask() };
+        let Some(result) = result else {
+            return width.mask();
+        };
         if let Some((kind, at)) = recorded_location(port) {
-            let access = Access { at, width, direction, value: result & width.mask() };
+            let access = Access {
+                at,
+                width,
+                direction,
+                value: result & width.mask(),
+            };
             match kind {
                 KIND_I8259 => self.pic_recorder.after(&access),
                 _ => self.pit_recorder.after(&access),
@@ -210,7 +240,12 @@ impl<H: Host> Platform<H> {
         let base = device.guest_base();
         let taken = (0..count).any(|offset| {
             let port = base.wrapping_add(offset);
-            Chipset::claims_port(port) || self.attached.iter().flatten().any(|other| other.covers(port))
+            Chipset::claims_port(port)
+                || self
+                    .attached
+                    .iter()
+                    .flatten()
+                    .any(|other| other.covers(port))
         });
         if taken || base.checked_add(count).is_none() {
             return Err(AttachError::Overlap);
@@ -234,7 +269,10 @@ impl<H: Host> Platform<H> {
     ) -> Option<R> {
         match number {
             DEVICE_I8259 => Some(body(&mut self.pic_recorder, self.chipset.i8259_mut())),
-            DEVICE_I8254 => Some(body(&mut self.pit_recorder, &mut self.chipset.i8254_at(now))),
+            DEVICE_I8254 => Some(body(
+                &mut self.pit_recorder,
+                &mut self.chipset.i8254_at(now),
+            )),
             _ => {
                 let index = number.checked_sub(FIRST_ATTACHED)? as usize;
                 let device = self.attached.get_mut(index)?.as_mut()?;
@@ -255,7 +293,8 @@ impl<H: Host> Platform<H> {
         timing: &mut dyn crate::replay::Timing,
     ) -> Option<crate::replay::Outcome> {
         self.with_device(number, now, |recorder, backend| {
-            let ranges = crate::devices::kind(recorder.number()).map_or(&[][..], |kind| kind.ranges);
+            let ranges =
+                crate::devices::kind(recorder.number()).map_or(&[][..], |kind| kind.ranges);
             let mut recorded = Recorded { backend, recorder };
             crate::replay::execute(steps, ranges, &mut recorded, timing)
         })

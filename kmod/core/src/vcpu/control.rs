@@ -57,7 +57,10 @@ impl<H: Host> Control<H> {
     /// Takes the lines: those that have risen, and all levels.
     pub fn take_lines(&self) -> (u32, u32) {
         self.changed.store(0, Ordering::SeqCst);
-        (self.rose.swap(0, Ordering::SeqCst), self.levels.load(Ordering::SeqCst))
+        (
+            self.rose.swap(0, Ordering::SeqCst),
+            self.levels.load(Ordering::SeqCst),
+        )
     }
 
     /// The levels, without taking anything.

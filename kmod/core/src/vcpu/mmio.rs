@@ -33,13 +33,19 @@ struct Tables<'a, 'b, H: Host>(&'a Surroundings<'b, H>);
 impl<H: Host> GuestPhysicalRead for Tables<'_, '_, H> {
     fn read_u64(&mut self, gpa: u64) -> Option<u64> {
         let mut bytes = [0; 8];
-        self.0.memory.read(self.0.space, Gpa(gpa), &mut bytes).ok()?;
+        self.0
+            .memory
+            .read(self.0.space, Gpa(gpa), &mut bytes)
+            .ok()?;
         Some(u64::from_le_bytes(bytes))
     }
 
     fn read_u32(&mut self, gpa: u64) -> Option<u32> {
         let mut bytes = [0; 4];
-        self.0.memory.read(self.0.space, Gpa(gpa), &mut bytes).ok()?;
+        self.0
+            .memory
+            .read(self.0.space, Gpa(gpa), &mut bytes)
+            .ok()?;
         Some(u32::from_le_bytes(bytes))
     }
 }
@@ -92,7 +98,12 @@ impl<H: Host> Registers for Executing<'_, H> {
 impl<H: Host> Vcpu<H> {
     fn paging(&self) -> Paging {
         let snapshot = self.cpu.snapshot();
-        Paging { cr0: snapshot.cr0, cr3: snapshot.cr3, cr4: snapshot.cr4, efer: snapshot.efer }
+        Paging {
+            cr0: snapshot.cr0,
+            cr3: snapshot.cr3,
+            cr4: snapshot.cr4,
+            efer: snapshot.efer,
+        }
     }
 
     /// Guest-physical address of a linear one, or the exception that the access raises.
@@ -102,12 +113,21 @@ impl<H: Host> Vcpu<H> {
         linear: u64,
         write: bool,
     ) -> Result<u64, Exception> {
-        let purpose = Purpose { write, user: self.cpu.snapshot().cpl() == 3, fetch: false };
-        match self.paging().translate(linear, purpose, &mut Tables(around)) {
+        let purpose = Purpose {
+            write,
+            user: self.cpu.snapshot().cpl() == 3,
+            fetch: false,
+        };
+        match self
+            .paging()
+            .translate(linear, purpose, &mut Tables(around))
+        {
             Ok(translation) => Ok(translation.gpa),
-            Err(TranslateError::PageFault(code)) => {
-                Err(Exception { vector: 14, error_code: Some(code), address: Some(linear) })
-            }
+            Err(TranslateError::PageFault(code)) => Err(Exception {
+                vector: 14,
+                error_code: Some(code),
+                address: Some(linear),
+            }),
             Err(TranslateError::NotCanonical | TranslateError::NoTable(_)) => {
                 Err(Exception::GENERAL_PROTECTION)
             }
@@ -124,10 +144,14 @@ impl<H: Host> Vcpu<H> {
         let mut got = 0;
         while got < bytes.len() {
             let at = linear.wrapping_add(got as u64);
-            let Ok(gpa) = self.translate(around, at, false) else { break };
+            let Ok(gpa) = self.translate(around, at, false) else {
+                break;
+            };
             let in_page = (PAGE_SIZE - (gpa & (PAGE_SIZE - 1))) as usize;
             let end = bytes.len().min(got + in_page);
-            let Some(part) = bytes.get_mut(got..end) else { break };
+            let Some(part) = bytes.get_mut(got..end) else {
+                break;
+            };
             if around.memory.read(around.space, Gpa(gpa), part).is_err() {
                 break;
             }
@@ -150,8 +174,11 @@ impl<H: Host> Vcpu<H> {
             return Ok(error(run, ERROR_DECODE, snapshot.rip, gpa.0));
         };
         let access = {
-            let executing =
-                Executing { cpu: &mut self.cpu, snapshot, changes: Changes::default() };
+            let executing = Executing {
+                cpu: &mut self.cpu,
+                snapshot,
+                changes: Changes::default(),
+            };
             instruction.access(&executing)
         };
         let width = access.width;
@@ -163,12 +190,19 @@ impl<H: Host> Vcpu<H> {
             }
         }
         // The write's translation comes before the instruction takes effect: a fault must leave everything as it was.
-        let target = match access.write.map(|linear| self.translate(around, linear, true)) {
+        let target = match access
+            .write
+            .map(|linear| self.translate(around, linear, true))
+        {
             None => None,
             Some(Ok(gpa)) => Some(gpa),
             Some(Err(exception)) => return Ok(self.raise(exception)),
         };
-        let mut executing = Executing { cpu: &mut self.cpu, snapshot, changes: Changes::default() };
+        let mut executing = Executing {
+            cpu: &mut self.cpu,
+            snapshot,
+            changes: Changes::default(),
+        };
         let written = instruction.execute(&mut executing, read);
         let changes = executing.changes;
         *self.cpu.changes() = changes;
@@ -196,7 +230,9 @@ impl<H: Host> Vcpu<H> {
             return value & width.mask();
         }
         let mut bytes = [0; 8];
-        let part = bytes.get_mut(..usize::from(width.bytes())).unwrap_or(&mut []);
+        let part = bytes
+            .get_mut(..usize::from(width.bytes()))
+            .unwrap_or(&mut []);
         match memory.read(around.space, Gpa(gpa), part) {
             Ok(()) => u64::from_le_bytes(bytes),
             Err(_) => width.mask(),
@@ -213,7 +249,12 @@ impl<H: Host> Vcpu<H> {
         value: u64,
     ) {
         let now = self.platform.now(rdtsc());
-        if self.platform.chipset.mmio_write(gpa, width, value & width.mask(), now).is_some() {
+        if self
+            .platform
+            .chipset
+            .mmio_write(gpa, width, value & width.mask(), now)
+            .is_some()
+        {
             return;
         }
         let bytes = value.to_le_bytes();
@@ -255,7 +296,9 @@ impl<H: Host> Vcpu<H> {
             self.memory_write(around.memory, around, gpa, element.width, value);
         } else {
             let value = self.memory_read(around.memory, around, gpa, element.width);
-            if self.port_access(element.port, element.width, Direction::Write, value) == PortOutcome::User {
+            if self.port_access(element.port, element.width, Direction::Write, value)
+                == PortOutcome::User
+            {
                 run.exit = pvmm_uapi::EXIT_IO;
                 run.address = u64::from(element.port);
                 run.value = value;
@@ -266,7 +309,11 @@ impl<H: Host> Vcpu<H> {
         let index = if write { RDI } else { RSI } as u8;
         let step = u64::from(element.width.bytes());
         let old = self.cpu.gpr(index);
-        let moved = if snapshot.rflags & RFLAGS_DF != 0 { old.wrapping_sub(step) } else { old.wrapping_add(step) };
+        let moved = if snapshot.rflags & RFLAGS_DF != 0 {
+            old.wrapping_sub(step)
+        } else {
+            old.wrapping_add(step)
+        };
         self.set_masked(index, moved, mask);
         let is_last = if element.repeat {
             self.set_masked(RCX as u8, count.wrapping_sub(1), mask);
@@ -289,10 +336,18 @@ impl<H: Host> Vcpu<H> {
     }
 
     /// Moves RIP behind the string instruction: prefixes and one opcode byte, 6Ch to 6Fh.
-    fn string_done(&mut self, around: &Surroundings<'_, H>, run: &mut Run, snapshot: Snapshot) -> bool {
+    fn string_done(
+        &mut self,
+        around: &Surroundings<'_, H>,
+        run: &mut Run,
+        snapshot: Snapshot,
+    ) -> bool {
         let mut bytes = [0; MAX_LENGTH];
         let got = self.fetch(around, &mut bytes);
-        let opcode = bytes.iter().take(got).position(|byte| matches!(byte, 0x6c..=0x6f));
+        let opcode = bytes
+            .iter()
+            .take(got)
+            .position(|byte| matches!(byte, 0x6c..=0x6f));
         let Some(opcode) = opcode else {
             return error(run, ERROR_DECODE, snapshot.rip, 0);
         };

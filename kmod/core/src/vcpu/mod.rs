@@ -49,7 +49,11 @@ pub struct Surroundings<'a, H: Host> {
 impl<H: Host> Vcpu<H> {
     /// A vCPU in a machine.
     pub const fn new(cpu: VmxVcpu<H>, platform: Platform<H>) -> Self {
-        Self { cpu, platform, pending: Pending::Nothing }
+        Self {
+            cpu,
+            platform,
+            pending: Pending::Nothing,
+        }
     }
 
     /// Whether an instruction waits for userspace's answer; state can't be captured then.
@@ -113,12 +117,17 @@ impl<H: Host> Vcpu<H> {
                 .platform
                 .chipset
                 .next_deadline(now)
-                .map_or(MAX_HALT_NS, |deadline| deadline.saturating_sub(now).min(MAX_HALT_NS));
+                .map_or(MAX_HALT_NS, |deadline| {
+                    deadline.saturating_sub(now).min(MAX_HALT_NS)
+                });
             if wait == 0 {
                 continue;
             }
             let control = around.control;
-            match control.queue().wait(Some(Ns(wait)), &mut || control.has_lines()) {
+            match control
+                .queue()
+                .wait(Some(Ns(wait)), &mut || control.has_lines())
+            {
                 Waited::Ready | Waited::TimedOut => {}
                 Waited::Interrupted => return Err(Interrupted),
             }
@@ -126,7 +135,12 @@ impl<H: Host> Vcpu<H> {
     }
 
     /// Handles what ended a window. `Ok(true)` if userspace has something to do.
-    fn handle(&mut self, exit: Exit, around: &Surroundings<'_, H>, run: &mut Run) -> Result<bool, Interrupted> {
+    fn handle(
+        &mut self,
+        exit: Exit,
+        around: &Surroundings<'_, H>,
+        run: &mut Run,
+    ) -> Result<bool, Interrupted> {
         match exit {
             Exit::Host => {
                 H::do_work()?;
@@ -139,7 +153,12 @@ impl<H: Host> Vcpu<H> {
                 Err(FaultError::Resolve(ResolveError::Interrupted)) => Err(Interrupted),
                 Err(_) => Ok(error(run, ERROR_GUEST_MEMORY, gpa.0, 0)),
             },
-            Exit::Port { port, width, direction, value } => {
+            Exit::Port {
+                port,
+                width,
+                direction,
+                value,
+            } => {
                 if direction == Direction::Read {
                     self.pending = Pending::PortRead(width);
                 }
@@ -150,23 +169,46 @@ impl<H: Host> Vcpu<H> {
                 run.write = u32::from(direction == Direction::Write);
                 Ok(true)
             }
-            Exit::StringPort { port, width, direction, repeat, linear, address_bytes } => {
-                let element = mmio::StringElement { port, width, direction, repeat, linear, address_bytes };
+            Exit::StringPort {
+                port,
+                width,
+                direction,
+                repeat,
+                linear,
+                address_bytes,
+            } => {
+                let element = mmio::StringElement {
+                    port,
+                    width,
+                    direction,
+                    repeat,
+                    linear,
+                    address_bytes,
+                };
                 self.string_port(&element, around, run)
             }
             Exit::Shutdown => {
                 run.exit = EXIT_SHUTDOWN;
                 Ok(true)
             }
-            Exit::Error(ExitError::InvalidGuestState(qualification)) => {
-                Ok(error(run, ERROR_INVALID_GUEST_STATE, self.cpu.snapshot().rip, qualification))
-            }
-            Exit::Error(ExitError::VmInstruction(number)) => {
-                Ok(error(run, ERROR_VM_INSTRUCTION, self.cpu.snapshot().rip, u64::from(number)))
-            }
-            Exit::Error(ExitError::UnknownExit(reason)) => {
-                Ok(error(run, ERROR_UNKNOWN_EXIT, self.cpu.snapshot().rip, u64::from(reason)))
-            }
+            Exit::Error(ExitError::InvalidGuestState(qualification)) => Ok(error(
+                run,
+                ERROR_INVALID_GUEST_STATE,
+                self.cpu.snapshot().rip,
+                qualification,
+            )),
+            Exit::Error(ExitError::VmInstruction(number)) => Ok(error(
+                run,
+                ERROR_VM_INSTRUCTION,
+                self.cpu.snapshot().rip,
+                u64::from(number),
+            )),
+            Exit::Error(ExitError::UnknownExit(reason)) => Ok(error(
+                run,
+                ERROR_UNKNOWN_EXIT,
+                self.cpu.snapshot().rip,
+                u64::from(reason),
+            )),
             Exit::Unavailable => Ok(error(run, ERROR_VMX_UNAVAILABLE, 0, 0)),
         }
     }
@@ -195,7 +237,13 @@ impl<H: Host> Vcpu<H> {
         self.cpu.get_state(&mut context, state).is_ok()
     }
 
-    fn port_access(&mut self, port: u16, width: Width, direction: Direction, value: u64) -> PortOutcome {
+    fn port_access(
+        &mut self,
+        port: u16,
+        width: Width,
+        direction: Direction,
+        value: u64,
+    ) -> PortOutcome {
         let now = self.platform.now(rdtsc());
         self.platform.port(port, width, direction, value, now)
     }

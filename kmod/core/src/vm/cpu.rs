@@ -7,6 +7,7 @@ use super::{Live, Parts, Vm};
 use crate::arch::x86::cpuid::GuestCpuid;
 use crate::arch::x86::registers::rdtsc;
 use crate::arch::x86::vmx::VmxVcpu;
+use crate::arch::zeroed;
 use crate::chipset::ApicFeatures;
 use crate::memory::GuestMemory;
 use crate::platform::{Platform, VmClock};
@@ -16,21 +17,26 @@ use pvmm_hostabi::{Host, Mutex};
 use pvmm_uapi::*;
 
 impl<H: Host> Vm<H> {
-    fn host_cpuid(&self, apic: bool, tsc_khz: u32) -> GuestCpuid {
-        GuestCpuid::host(&self.monitor.capability, self.monitor.host_xcr0, tsc_khz, apic)
+    /// The table that a guest gets; before CREATE_VM, that of a VM with APICs at the host's TSC rate.
+    fn default_cpuid(&self) -> Result<H::Box<GuestCpuid>, Error> {
+        let (apic, tsc_khz) = match self.setup.lock().as_ref() {
+            Some(setup) => (setup.create.flags & VM_APIC != 0, setup.create.tsc_khz),
+            None => (true, self.monitor.tsc_khz().0),
+        };
+        let mut cpuid = GuestCpuid::boxed::<H>()?;
+        cpuid.fill_from_host(
+            &self.monitor.capability,
+            self.monitor.host_xcr0,
+            tsc_khz,
+            apic,
+        );
+        Ok(cpuid)
     }
 
-    /// Before CREATE_VM, the table of a VM with APICs at the host's TSC rate.
-    fn default_cpuid(&self) -> GuestCpuid {
-        match self.setup.lock().as_ref() {
-            Some(setup) => self.host_cpuid(setup.create.flags & VM_APIC != 0, setup.create.tsc_khz),
-            None => self.host_cpuid(true, self.monitor.tsc_khz().0),
-        }
-    }
-
+    #[inline(never)]
     pub(super) fn get_supported_cpuid(&self, argument: u64) -> Result<(), Error> {
         let mut table: CpuidTable = read::<H, _>(argument)?;
-        let cpuid = H::boxed(self.default_cpuid())?;
+        let cpuid = self.default_cpuid()?;
         let entries = cpuid.entries();
         if entries.len() > table.count as usize {
             return Err(Error::NoSpace);
@@ -42,6 +48,7 @@ impl<H: Host> Vm<H> {
         write::<H, _>(argument, &table)
     }
 
+    #[inline(never)]
     pub(super) fn create_vcpu(&self, create: &CreateVcpu) -> Result<(), Error> {
         if create.vcpu >= MAX_VCPUS || create.reserved != 0 {
             return Err(Error::Invalid);
@@ -59,14 +66,19 @@ impl<H: Host> Vm<H> {
         let memory = H::shared(GuestMemory::<H>::new(setup.regions)?)?;
         let control = H::shared(Control::<H>::new()?)?;
         let watch = H::watch(&space, memory.clone())?;
-        let cpuid = H::boxed(self.default_cpuid())?;
+        let cpuid = self.default_cpuid()?;
         let (has_apic, x2apic, tsc_deadline) = cpuid.apic();
         let apic = has_apic.then_some(ApicFeatures {
             x2apic,
             tsc_deadline,
             physical_address_bits: cpuid.physical_address_bits(),
         });
-        let point = Clock { vm_ns: 0, tsc: 0, tsc_khz: setup.create.tsc_khz, reserved: 0 };
+        let point = Clock {
+            vm_ns: 0,
+            tsc: 0,
+            tsc_khz: setup.create.tsc_khz,
+            reserved: 0,
+        };
         let clock = VmClock::new(point, rdtsc(), self.monitor.tsc_khz().0).ok_or(Error::Invalid)?;
         let mut platform = Platform::<H>::new(apic, clock, control.clone())?;
         // Guests start without firmware, which would have done this.
@@ -75,28 +87,34 @@ impl<H: Host> Vm<H> {
         let mut cpu = VmxVcpu::<H>::new(self.monitor.capability, number, cpuid)?;
         cpu.set_tsc(clock.tsc_offset(), clock.multiplier());
         *vcpu = Some(H::boxed(Vcpu::new(cpu, platform))?);
-        *live = Some(Live { _watch: watch, parts: Parts { memory, control, space } });
+        *live = Some(Live {
+            _watch: watch,
+            parts: Parts {
+                memory,
+                control,
+                space,
+            },
+        });
         Ok(())
     }
 
+    #[inline(never)]
     pub(super) fn set_cpuid(&self, argument: u64) -> Result<(), Error> {
         let mut table: CpuidTable = read::<H, _>(argument)?;
         if table.vcpu >= MAX_VCPUS || table.count > MAX_CPUID_ENTRIES || table.reserved != 0 {
             return Err(Error::Invalid);
         }
-        let mut wanted = H::boxed([CpuidEntry::default(); MAX_CPUID_ENTRIES as usize])?;
+        let mut wanted = zeroed::<H, [CpuidEntry; MAX_CPUID_ENTRIES as usize]>()?;
         for (index, place) in wanted.iter_mut().take(table.count as usize).enumerate() {
             *place = read::<H, _>(element::<CpuidEntry>(table.entries, index)?)?;
         }
-        let host = H::boxed(self.default_cpuid())?;
-        match host.restrict(wanted.get(..table.count as usize).unwrap_or(&[])) {
-            Ok(cpuid) => {
-                let cpuid = H::boxed(cpuid)?;
-                self.with_vcpu(|vcpu, _| {
-                    vcpu.cpu.set_cpuid(cpuid);
-                    Ok(())
-                })
-            }
+        let host = self.default_cpuid()?;
+        let mut cpuid = GuestCpuid::boxed::<H>()?;
+        match cpuid.fill_restricted(&host, wanted.get(..table.count as usize).unwrap_or(&[])) {
+            Ok(()) => self.with_vcpu(|vcpu, _| {
+                vcpu.cpu.set_cpuid(cpuid);
+                Ok(())
+            }),
             Err(refused) => {
                 table.refused_entry = refused.entry;
                 table.refused_register = refused.register;
@@ -107,6 +125,7 @@ impl<H: Host> Vm<H> {
         }
     }
 
+    #[inline(never)]
     pub(super) fn run(&self, argument: u64) -> Result<(), Error> {
         let mut run: Run = read::<H, _>(argument)?;
         if run.vcpu >= MAX_VCPUS || run.immediate_exit > 1 {
@@ -124,9 +143,10 @@ impl<H: Host> Vm<H> {
         Ok(())
     }
 
+    #[inline(never)]
     pub(super) fn get_vcpu_state(&self, request: &VcpuStateRequest) -> Result<(), Error> {
         Self::check_state_request(request)?;
-        let mut state = H::boxed(VcpuState::default())?;
+        let mut state = zeroed::<H, VcpuState>()?;
         self.with_vcpu(|vcpu, around| {
             if vcpu.is_waiting_for_user() {
                 return Err(Error::Busy);
@@ -136,12 +156,13 @@ impl<H: Host> Vm<H> {
             }
             Ok(())
         })?;
-        write::<H, _>(request.state, &*state)
+        write::<H, VcpuState>(request.state, &state)
     }
 
+    #[inline(never)]
     pub(super) fn set_vcpu_state(&self, request: &VcpuStateRequest) -> Result<(), Error> {
         Self::check_state_request(request)?;
-        let mut state = H::boxed(VcpuState::default())?;
+        let mut state = zeroed::<H, VcpuState>()?;
         H::copy_in(request.state, state.as_bytes_mut())?;
         self.with_vcpu(|vcpu, _| {
             let apic = state.apic;
@@ -149,7 +170,10 @@ impl<H: Host> Vm<H> {
             let has_apic = vcpu.cpu.cpuid().apic().0;
             vcpu.cpu.check_state(&state).map_err(|_| Error::Invalid)?;
             if has_apic && apic.apic_base != 0 {
-                vcpu.platform.chipset.restore_local_apic(&apic).map_err(|_| Error::Invalid)?;
+                vcpu.platform
+                    .chipset
+                    .restore_local_apic(&apic)
+                    .map_err(|_| Error::Invalid)?;
             }
             vcpu.cpu.set_state(state).map_err(|_| Error::Invalid)?;
             if has_apic && apic.apic_base == 0 {
@@ -160,25 +184,29 @@ impl<H: Host> Vm<H> {
         })
     }
 
+    #[inline(never)]
     pub(super) fn get_clock(&self, argument: u64) -> Result<(), Error> {
         // Also while the vCPU runs: for the userspace devices' time, which only the point and the rates decide.
         let clock = self.with_vcpu(|vcpu, _| Ok(vcpu.platform.clock().at(rdtsc())))?;
         write::<H, _>(argument, &clock)
     }
 
+    #[inline(never)]
     pub(super) fn set_clock(&self, clock: &Clock) -> Result<(), Error> {
         let tsc_khz = self.setup.lock().ok_or(Error::NotReady)?.create.tsc_khz;
         if clock.tsc_khz != tsc_khz || clock.reserved != 0 {
             return Err(Error::Invalid);
         }
         self.with_vcpu(|vcpu, _| {
-            let clock = VmClock::new(*clock, rdtsc(), self.monitor.tsc_khz().0).ok_or(Error::Invalid)?;
+            let clock =
+                VmClock::new(*clock, rdtsc(), self.monitor.tsc_khz().0).ok_or(Error::Invalid)?;
             vcpu.platform.set_clock(clock);
             vcpu.cpu.set_tsc(clock.tsc_offset(), clock.multiplier());
             Ok(())
         })
     }
 
+    #[inline(never)]
     pub(super) fn get_chipset_state(&self, argument: u64) -> Result<(), Error> {
         let state = self.with_vcpu(|vcpu, around: &Surroundings<'_, H>| {
             vcpu.platform.drain_interrupts();
@@ -191,11 +219,15 @@ impl<H: Host> Vm<H> {
         write::<H, _>(argument, &state)
     }
 
+    #[inline(never)]
     pub(super) fn set_chipset_state(&self, argument: u64) -> Result<(), Error> {
         let state: ChipsetState = read::<H, _>(argument)?;
         self.with_vcpu(|vcpu, around| {
             let now = vcpu.platform.now(rdtsc());
-            vcpu.platform.chipset.restore(&state, now).map_err(|_| Error::Invalid)?;
+            vcpu.platform
+                .chipset
+                .restore(&state, now)
+                .map_err(|_| Error::Invalid)?;
             around.control.set_levels(state.isa_levels);
             Ok(())
         })

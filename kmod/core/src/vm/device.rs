@@ -5,6 +5,7 @@
 use super::dispatch::{element, read, write, Error};
 use super::Vm;
 use crate::arch::x86::registers::rdtsc;
+use crate::arch::zeroed;
 use crate::devices::{CaptureError, RecorderState, Sink};
 use crate::platform::{AttachError, Attached};
 use crate::replay::Timing;
@@ -32,7 +33,10 @@ impl<H: Host> Timing for HostTiming<H> {
 }
 
 fn timing<H: Host>(clock: crate::platform::VmClock) -> HostTiming<H> {
-    HostTiming { clock, host: core::marker::PhantomData }
+    HostTiming {
+        clock,
+        host: core::marker::PhantomData,
+    }
 }
 
 /// A port number.
@@ -41,6 +45,7 @@ fn port(value: u32) -> Result<u16, Error> {
 }
 
 impl<H: Host> Vm<H> {
+    #[inline(never)]
     pub(super) fn attach_device(&self, argument: u64) -> Result<(), Error> {
         let mut attach: AttachDevice = read::<H, _>(argument)?;
         let lines = [attach.guest_irq, attach.host_irq];
@@ -56,20 +61,26 @@ impl<H: Host> Vm<H> {
         let control = self.parts()?.control;
         attach.device = self.with_vcpu(|vcpu, _| {
             let ports = H::claim_ports(host_port, UART_PORTS)?;
-            let line = H::shared(DeviceLine::<H> { control, irq: attach.guest_irq })?;
+            let line = H::shared(DeviceLine::<H> {
+                control,
+                irq: attach.guest_irq,
+            })?;
             let irq = H::claim_irq(attach.host_irq, line)?;
             let device = Attached::new(ports, irq, guest_port, recorder);
-            vcpu.platform.attach(device, UART_PORTS).map_err(|error| match error {
-                AttachError::Overlap => Error::Exists,
-                AttachError::TooMany => Error::NoSpace,
-            })
+            vcpu.platform
+                .attach(device, UART_PORTS)
+                .map_err(|error| match error {
+                    AttachError::Overlap => Error::Exists,
+                    AttachError::TooMany => Error::NoSpace,
+                })
         })?;
         write::<H, _>(argument, &attach)
     }
 
+    #[inline(never)]
     pub(super) fn device_capture(&self, argument: u64) -> Result<(), Error> {
         let mut request: DeviceCapture = read::<H, _>(argument)?;
-        let mut storage = H::boxed([StateRecord::default(); MAX_STATE_RECORDS as usize])?;
+        let mut storage = zeroed::<H, [StateRecord; MAX_STATE_RECORDS as usize]>()?;
         let room = request.count.min(MAX_STATE_RECORDS) as usize;
         let (kind, count) = self.with_vcpu(|vcpu, _| {
             let now = vcpu.platform.now(rdtsc());
@@ -96,13 +107,14 @@ impl<H: Host> Vm<H> {
         write::<H, _>(argument, &request)
     }
 
+    #[inline(never)]
     pub(super) fn device_execute(&self, argument: u64) -> Result<(), Error> {
         let mut request: DeviceExecute = read::<H, _>(argument)?;
         if request.count > MAX_PLAN_STEPS {
             return Err(Error::Invalid);
         }
         // The plan is copied before it is checked, so that the caller can't change it in between.
-        let mut steps = H::boxed([PlanStep::default(); MAX_PLAN_STEPS as usize])?;
+        let mut steps = zeroed::<H, [PlanStep; MAX_PLAN_STEPS as usize]>()?;
         let count = request.count as usize;
         for (index, place) in steps.iter_mut().take(count).enumerate() {
             *place = read::<H, _>(element::<PlanStep>(request.steps, index)?)?;
@@ -111,7 +123,9 @@ impl<H: Host> Vm<H> {
             let now = vcpu.platform.now(rdtsc());
             let mut timing = timing::<H>(*vcpu.platform.clock());
             let plan = steps.get(..count).unwrap_or(&[]);
-            vcpu.platform.execute(request.device, now, plan, &mut timing).ok_or(Error::Invalid)
+            vcpu.platform
+                .execute(request.device, now, plan, &mut timing)
+                .ok_or(Error::Invalid)
         })?;
         request.outcome = outcome.outcome;
         request.step = outcome.step;

@@ -59,7 +59,7 @@ impl From<ClaimError> for Error {
 }
 
 /// Copies a structure in.
-pub(super) fn read<H: Host, T: Pod>(address: u64) -> Result<T, Error> {
+pub(super) fn read<H: Host, T: Pod + Default>(address: u64) -> Result<T, Error> {
     let mut value = T::default();
     H::copy_in(address, value.as_bytes_mut())?;
     Ok(value)
@@ -116,7 +116,11 @@ impl<H: Host> Vm<H> {
             return Err(Error::Invalid);
         }
         let host_khz = self.monitor.tsc_khz().0;
-        let tsc_khz = if create.tsc_khz == 0 { host_khz } else { create.tsc_khz };
+        let tsc_khz = if create.tsc_khz == 0 {
+            host_khz
+        } else {
+            create.tsc_khz
+        };
         // A scaled rate is limited to what the multiplier and the timer arithmetic hold.
         if !(100_000..=100_000_000).contains(&tsc_khz) && tsc_khz != host_khz {
             return Err(Error::Invalid);
@@ -125,7 +129,10 @@ impl<H: Host> Vm<H> {
             return Err(Error::NotSupported);
         }
         *setup = Some(super::Setup {
-            create: CreateVm { flags: create.flags, tsc_khz },
+            create: CreateVm {
+                flags: create.flags,
+                tsc_khz,
+            },
             regions: Default::default(),
         });
         Ok(())

@@ -9,6 +9,7 @@ use pvmm_hostabi::{Gfn, Host, Mutex};
 use pvmm_uapi::{DirtyFetch, DirtyLog, DirtyRange, MemoryRegion};
 
 impl<H: Host> Vm<H> {
+    #[inline(never)]
     pub(super) fn set_memory_region(&self, region: &MemoryRegion) -> Result<(), Error> {
         let mut setup = self.setup.lock();
         let setup = setup.as_mut().ok_or(Error::NotReady)?;
@@ -23,6 +24,7 @@ impl<H: Host> Vm<H> {
         })
     }
 
+    #[inline(never)]
     pub(super) fn dirty_log(&self, log: &DirtyLog) -> Result<(), Error> {
         if log.enable > 1 || log.reserved != 0 {
             return Err(Error::Invalid);
@@ -31,6 +33,7 @@ impl<H: Host> Vm<H> {
         Ok(())
     }
 
+    #[inline(never)]
     pub(super) fn dirty_fetch(&self, argument: u64) -> Result<(), Error> {
         let mut fetch: DirtyFetch = read::<H, _>(argument)?;
         let parts = self.parts()?;
@@ -44,7 +47,10 @@ impl<H: Host> Vm<H> {
             if written == room {
                 return false;
             }
-            let range = DirtyRange { gfn: run.start, pages: run.end - run.start };
+            let range = DirtyRange {
+                gfn: run.start,
+                pages: run.end - run.start,
+            };
             let copied = element::<DirtyRange>(fetch.ranges, written as usize)
                 .and_then(|address| write::<H, _>(address, &range));
             match copied {
@@ -74,7 +80,10 @@ impl<H: Host> Vm<H> {
             let range = element::<DirtyRange>(fetch.ranges, index)
                 .and_then(|address| read::<H, DirtyRange>(address));
             let Ok(range) = range else { return };
-            let end = range.gfn.saturating_add(range.pages).min(parts.memory.regions().end());
+            let end = range
+                .gfn
+                .saturating_add(range.pages)
+                .min(parts.memory.regions().end());
             for gfn in range.gfn..end {
                 parts.memory.mark_dirty(Gfn(gfn));
             }

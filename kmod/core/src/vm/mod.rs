@@ -86,8 +86,11 @@ impl<H: Host> Vm<H> {
         let parts = self.parts()?;
         let mut vcpu = self.vcpu.try_lock().ok_or(Error::Busy)?;
         let vcpu = vcpu.as_mut().ok_or(Error::NotReady)?;
-        let around =
-            Surroundings { memory: &parts.memory, space: &parts.space, control: &parts.control };
+        let around = Surroundings {
+            memory: &parts.memory,
+            space: &parts.space,
+            control: &parts.control,
+        };
         body(vcpu, &around)
     }
 }

@@ -9,7 +9,9 @@
 use super::registers::*;
 use super::vmx::capability::VmxCapability;
 use super::xsave::GUEST_XCR0;
-use pvmm_uapi::{CpuidEntry, CPUID_SUBLEAF, MAX_CPUID_ENTRIES};
+use crate::arch::zeroed;
+use pvmm_hostabi::{HostMem, OutOfMemory};
+use pvmm_uapi::{CpuidEntry, Pod, CPUID_SUBLEAF, MAX_CPUID_ENTRIES};
 
 /// Executes CPUID.
 pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
@@ -148,38 +150,71 @@ pub struct CpuidRefused {
 }
 
 /// A guest's CPUID table.
+///
+/// Made empty on the heap and filled there: it is too large for a kernel's stack.
+#[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct GuestCpuid {
     entries: [CpuidEntry; MAX_CPUID_ENTRIES as usize],
-    count: usize,
+    count: u64,
 }
+
+// SAFETY: `repr(C)`, integers only, and both fields are multiples of eight bytes long, so there is no padding.
+unsafe impl Pod for GuestCpuid {}
 
 const fn registers(entry: &CpuidEntry) -> [u32; 4] {
     [entry.eax, entry.ebx, entry.ecx, entry.edx]
 }
 
 impl GuestCpuid {
-    /// What a guest gets on this host.
-    pub fn host(capability: &VmxCapability, host_xcr0: u64, tsc_khz: u32, apic: bool) -> Self {
-        let mut table = Self { entries: [CpuidEntry::default(); MAX_CPUID_ENTRIES as usize], count: 0 };
+    /// An empty table.
+    pub fn boxed<H: HostMem>() -> Result<H::Box<Self>, OutOfMemory> {
+        zeroed::<H, Self>()
+    }
+
+    /// Fills an empty table with what a guest gets on this host.
+    pub fn fill_from_host(
+        &mut self,
+        capability: &VmxCapability,
+        host_xcr0: u64,
+        tsc_khz: u32,
+        apic: bool,
+    ) {
+        let table = self;
         let xcr0 = host_xcr0 & GUEST_XCR0;
         let max_basic = cpuid(0, 0)[EAX];
         for leaf in 0..=MAX_BASIC {
-            let host = if leaf <= max_basic { cpuid(leaf, 0) } else { [0; 4] };
+            let host = if leaf <= max_basic {
+                cpuid(leaf, 0)
+            } else {
+                [0; 4]
+            };
             table.add_basic(leaf, host, capability, xcr0, tsc_khz, apic);
         }
-        table.push(0x4000_0000, None, [0x4000_0000, u32::from_le_bytes(*b"pvmm"), u32::from_le_bytes(*b"pvmm"), u32::from_le_bytes(*b"pvmm")]);
+        table.push(
+            0x4000_0000,
+            None,
+            [
+                0x4000_0000,
+                u32::from_le_bytes(*b"pvmm"),
+                u32::from_le_bytes(*b"pvmm"),
+                u32::from_le_bytes(*b"pvmm"),
+            ],
+        );
         let max_extended = cpuid(0x8000_0000, 0)[EAX];
         for leaf in 0x8000_0000..=MAX_EXTENDED {
-            let host = if leaf <= max_extended { cpuid(leaf, 0) } else { [0; 4] };
+            let host = if leaf <= max_extended {
+                cpuid(leaf, 0)
+            } else {
+                [0; 4]
+            };
             table.add_extended(leaf, host, capability);
         }
-        table
     }
 
     fn push(&mut self, leaf: u32, subleaf: Option<u32>, values: [u32; 4]) {
         // The policy makes fewer entries than there is room for.
-        if let Some(place) = self.entries.get_mut(self.count) {
+        if let Some(place) = self.entries.get_mut(self.count as usize) {
             *place = CpuidEntry {
                 leaf,
                 subleaf: subleaf.unwrap_or(0),
@@ -220,7 +255,11 @@ impl GuestCpuid {
             4 => {
                 for subleaf in 0..8 {
                     let cache = cpuid(4, subleaf);
-                    self.push(4, Some(subleaf), [cache[EAX] & 0x3ff, cache[EBX], cache[ECX], cache[EDX]]);
+                    self.push(
+                        4,
+                        Some(subleaf),
+                        [cache[EAX] & 0x3ff, cache[EBX], cache[ECX], cache[EDX]],
+                    );
                     if cache[EAX] & 0x1f == 0 {
                         break;
                     }
@@ -256,8 +295,10 @@ impl GuestCpuid {
                     }
                 }
             }
-            // TSC = crystal * EBX / EAX.
-            0x15 => self.push(0x15, None, [1_000_000, tsc_khz, CRYSTAL_HZ, 0]),
+            0x15 => {
+                let (denominator, numerator) = tsc_ratio(tsc_khz);
+                self.push(0x15, None, [denominator, numerator, CRYSTAL_HZ, 0]);
+            }
             _ => self.push(leaf, None, [0; 4]),
         }
     }
@@ -266,14 +307,23 @@ impl GuestCpuid {
         let values = match leaf {
             0x8000_0000 => [MAX_EXTENDED, 0, 0, 0],
             0x8000_0001 => {
-                let rdtscp = if capability.has_rdtscp() { EDX_RDTSCP } else { 0 };
+                let rdtscp = if capability.has_rdtscp() {
+                    EDX_RDTSCP
+                } else {
+                    0
+                };
                 let edx = LEAF_80000001_EDX | rdtscp;
                 // Outside 64-bit mode Intel CPUs hide SYSCALL here; the guest finds out in 64-bit mode by EFER.
                 [0, 0, host[ECX] & LEAF_80000001_ECX, host[EDX] & edx]
             }
             0x8000_0002..=0x8000_0006 => host,
             0x8000_0007 => [0, 0, 0, EDX_INVARIANT_TSC],
-            0x8000_0008 => [(host[EAX] & 0xff).min(MAX_PHYSICAL_BITS) | host[EAX] & 0xff00, 0, 0, 0],
+            0x8000_0008 => [
+                (host[EAX] & 0xff).min(MAX_PHYSICAL_BITS) | host[EAX] & 0xff00,
+                0,
+                0,
+                0,
+            ],
             _ => [0; 4],
         };
         self.push(leaf, None, values);
@@ -281,17 +331,22 @@ impl GuestCpuid {
 
     /// The entries.
     pub fn entries(&self) -> &[CpuidEntry] {
-        self.entries.get(..self.count).unwrap_or(&[])
+        self.entries.get(..self.count as usize).unwrap_or(&[])
     }
 
-    /// A table with `wanted` in place of these entries, if each feature in it is among these.
+    /// Fills an empty table with `wanted`, if each feature in it is among those of `host`.
     ///
     /// Feature bits must be a subset. Everything else (topology, brand, cache sizes) is information and may differ,
     /// except the state components of XSAVE, whose layout must be the same.
-    pub fn restrict(&self, wanted: &[CpuidEntry]) -> Result<Self, CpuidRefused> {
-        let mut table = Self { entries: [CpuidEntry::default(); MAX_CPUID_ENTRIES as usize], count: 0 };
+    pub fn fill_restricted(
+        &mut self,
+        host: &Self,
+        wanted: &[CpuidEntry],
+    ) -> Result<(), CpuidRefused> {
         for (index, entry) in wanted.iter().enumerate() {
-            let host = self.find(entry.leaf, entry.subleaf).map_or([0; 4], |found| registers(found));
+            let host = host
+                .find(entry.leaf, entry.subleaf)
+                .map_or([0; 4], |found| registers(found));
             for (register, (want, have)) in registers(entry).into_iter().zip(host).enumerate() {
                 let excess = match (entry.leaf, entry.subleaf, register) {
                     (1, _, ECX | EDX)
@@ -306,14 +361,22 @@ impl GuestCpuid {
                     _ => 0,
                 };
                 if excess != 0 {
-                    return Err(CpuidRefused { entry: index as u32, register: register as u32, bits: excess });
+                    return Err(CpuidRefused {
+                        entry: index as u32,
+                        register: register as u32,
+                        bits: excess,
+                    });
                 }
             }
-            let refused = CpuidRefused { entry: index as u32, register: 0, bits: 0 };
-            *table.entries.get_mut(table.count).ok_or(refused)? = *entry;
-            table.count += 1;
+            let refused = CpuidRefused {
+                entry: index as u32,
+                register: 0,
+                bits: 0,
+            };
+            *self.entries.get_mut(self.count as usize).ok_or(refused)? = *entry;
+            self.count += 1;
         }
-        Ok(table)
+        Ok(())
     }
 
     fn find(&self, leaf: u32, subleaf: u32) -> Option<&CpuidEntry> {
@@ -342,9 +405,13 @@ impl GuestCpuid {
 
     /// XCR0 bits that the guest may set.
     pub fn xcr0(&self) -> u64 {
-        let has_xsave = self.find(1, 0).is_some_and(|entry| entry.ecx & (1 << 26) != 0);
+        let has_xsave = self
+            .find(1, 0)
+            .is_some_and(|entry| entry.ecx & (1 << 26) != 0);
         match self.find(0xd, 0) {
-            Some(entry) if has_xsave => (u64::from(entry.edx) << 32 | u64::from(entry.eax)) & GUEST_XCR0 | 1,
+            Some(entry) if has_xsave => {
+                (u64::from(entry.edx) << 32 | u64::from(entry.eax)) & GUEST_XCR0 | 1
+            }
             _ => 1,
         }
     }
@@ -374,7 +441,9 @@ impl GuestCpuid {
 
     /// MAXPHYADDR.
     pub fn physical_address_bits(&self) -> u8 {
-        self.find(0x8000_0008, 0).map_or(36, |entry| entry.eax.min(52) as u8).max(36)
+        self.find(0x8000_0008, 0)
+            .map_or(36, |entry| entry.eax.min(52) as u8)
+            .max(36)
     }
 
     /// Whether the guest has a local APIC, x2APIC mode and the TSC deadline timer.
@@ -387,6 +456,31 @@ impl GuestCpuid {
             )
         })
     }
+}
+
+/// The ratio of the TSC's rate to the crystal's for leaf 15H: denominator (EAX) and numerator (EBX).
+///
+/// Guests multiply the crystal's rate in kHz by the numerator in 32 bits, so the numerator must stay below 4295; the best
+/// fraction with one that small is within ten parts per million.
+fn tsc_ratio(tsc_khz: u32) -> (u32, u32) {
+    const CRYSTAL_KHZ: u64 = CRYSTAL_HZ as u64 / 1000;
+    let wanted = u64::from(tsc_khz.max(1));
+    let mut best = (1, 1);
+    let mut best_error = u64::MAX;
+    for numerator in 1..=u64::from(u32::MAX) / CRYSTAL_KHZ {
+        let scaled = numerator * CRYSTAL_KHZ;
+        let denominator = ((scaled + wanted / 2).checked_div(wanted).unwrap_or(1)).max(1);
+        let error = scaled
+            .checked_div(denominator)
+            .unwrap_or(0)
+            .abs_diff(wanted);
+        if error < best_error {
+            best_error = error;
+            // Both are below 2^32: the denominator is at most the scaled numerator.
+            best = (denominator as u32, numerator as u32);
+        }
+    }
+    best
 }
 
 /// Size of the standard format of the components in `xcr0` (SDM volume 1, 13.4).
@@ -404,9 +498,30 @@ fn xsave_size(xcr0: u64) -> u32 {
 
 /// Size of the compact format of the components in `xcr0` (SDM volume 1, 13.4.3).
 fn xsave_compact_size(xcr0: u64) -> u32 {
-    (2..63).filter(|&component| xcr0 & (1 << component) != 0).fold(576, |end, component| {
-        let [size, _, flags, _] = cpuid(0xd, component);
-        let start = if flags & 2 != 0 { end.next_multiple_of(64) } else { end };
-        start.saturating_add(size)
-    })
+    (2..63)
+        .filter(|&component| xcr0 & (1 << component) != 0)
+        .fold(576, |end, component| {
+            let [size, _, flags, _] = cpuid(0xd, component);
+            let start = if flags & 2 != 0 {
+                end.next_multiple_of(64)
+            } else {
+                end
+            };
+            start.saturating_add(size)
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tsc_ratio;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_guest_that_computes_in_32_bits_finds_the_tsc_rate(khz in 50_000u32..6_000_000) {
+            let (denominator, numerator) = tsc_ratio(khz);
+            let product = 1_000_000u32.checked_mul(numerator).expect("fits 32 bits");
+            prop_assert!((product / denominator).abs_diff(khz) <= 1 + khz / 100_000);
+        }
+    }
 }

@@ -13,7 +13,8 @@ pub mod xsave;
 use pvmm_hostabi::Host;
 
 /// Reads the VMX capability of the current CPU. The host's probe must have found VMX.
-pub fn read_capability<H: Host>() -> Result<vmx::capability::VmxCapability, vmx::capability::Missing> {
+pub fn read_capability<H: Host>() -> Result<vmx::capability::VmxCapability, vmx::capability::Missing>
+{
     let _irq = H::irq_off();
     // SAFETY: the core runs in supervisor mode, and `HostVmx::probe` has found VMX on every CPU (the caller's order).
     unsafe { vmx::capability::VmxCapability::read() }

@@ -245,6 +245,11 @@ pub unsafe fn tss_base(gdt: &DescriptorTableRegister, selector: u16) -> u64 {
     let descriptor = (gdt.base + u64::from(selector & !7)) as *const u64;
     // SAFETY: the descriptor of the loaded task register lies in the GDT, which stays mapped; it may be less than
     // 8-byte aligned.
-    let (low, high) = unsafe { (descriptor.read_unaligned(), descriptor.add(1).read_unaligned()) };
+    let (low, high) = unsafe {
+        (
+            descriptor.read_unaligned(),
+            descriptor.add(1).read_unaligned(),
+        )
+    };
     ((low >> 16) & 0xff_ffff) | ((low >> 56) << 24) | (high << 32)
 }

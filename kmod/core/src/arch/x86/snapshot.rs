@@ -20,11 +20,23 @@ pub struct Exception {
 
 impl Exception {
     /// #UD.
-    pub const INVALID_OPCODE: Self = Self { vector: 6, error_code: None, address: None };
+    pub const INVALID_OPCODE: Self = Self {
+        vector: 6,
+        error_code: None,
+        address: None,
+    };
     /// #GP(0).
-    pub const GENERAL_PROTECTION: Self = Self { vector: 13, error_code: Some(0), address: None };
+    pub const GENERAL_PROTECTION: Self = Self {
+        vector: 13,
+        error_code: Some(0),
+        address: None,
+    };
     /// #DB.
-    pub const DEBUG: Self = Self { vector: 1, error_code: None, address: None };
+    pub const DEBUG: Self = Self {
+        vector: 1,
+        error_code: None,
+        address: None,
+    };
 }
 
 /// Registers at the end of a window.

@@ -91,7 +91,11 @@ pub fn reset<P: HostPage>(page: &P) {
 /// Copies an image out of a page.
 pub fn save_image<P: HostPage>(page: &P, image: &mut [u8; XSAVE_SIZE]) {
     for (bytes, word) in image.chunks_exact_mut(8).zip(page.words()) {
-        bytes.copy_from_slice(&word.load(core::sync::atomic::Ordering::Relaxed).to_le_bytes());
+        bytes.copy_from_slice(
+            &word
+                .load(core::sync::atomic::Ordering::Relaxed)
+                .to_le_bytes(),
+        );
     }
 }
 
@@ -104,14 +108,19 @@ pub fn load_image<P: HostPage>(page: &P, image: &[u8; XSAVE_SIZE], mask: u64) ->
         u64::from_le_bytes(bytes)
     };
     let mxcsr = field(MXCSR) as u32;
-    let header_is_clean = image[XSTATE_BV + 8..HEADER_END].iter().all(|&byte| byte == 0);
+    let header_is_clean = image[XSTATE_BV + 8..HEADER_END]
+        .iter()
+        .all(|&byte| byte == 0);
     if field(XSTATE_BV) & !mask != 0 || !header_is_clean || mxcsr & 0xffff_0000 != 0 {
         return false;
     }
     for (bytes, word) in image.chunks_exact(8).zip(page.words()) {
         let mut value = [0; 8];
         value.copy_from_slice(bytes);
-        word.store(u64::from_le_bytes(value), core::sync::atomic::Ordering::Relaxed);
+        word.store(
+            u64::from_le_bytes(value),
+            core::sync::atomic::Ordering::Relaxed,
+        );
     }
     true
 }

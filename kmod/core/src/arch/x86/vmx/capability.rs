@@ -45,7 +45,12 @@ const INVVPID: u64 = 1 << 32;
 const INVVPID_SINGLE: u64 = 1 << 41;
 
 /// Control bits that are wanted, if `capability` (allowed-0 low, allowed-1 high) lets them; plus those that it forces.
-fn adjust(capability: u64, required: u32, optional: u32, name: &'static str) -> Result<u32, Missing> {
+fn adjust(
+    capability: u64,
+    required: u32,
+    optional: u32,
+    name: &'static str,
+) -> Result<u32, Missing> {
     let forced = capability as u32;
     let allowed = (capability >> 32) as u32;
     if required & !allowed != 0 {
@@ -98,7 +103,14 @@ impl VmxCapability {
         // SAFETY: the secondary controls are allowed (checked above), so their MSR exists.
         let secondary_allowed = unsafe { rdmsr(msr::IA32_VMX_PROCBASED_CTLS2) };
         let secondary = adjust(secondary_allowed, SECONDARY_EPT, 0, "EPT")
-            .and_then(|_| adjust(secondary_allowed, SECONDARY_UNRESTRICTED, 0, "unrestricted guest"))
+            .and_then(|_| {
+                adjust(
+                    secondary_allowed,
+                    SECONDARY_UNRESTRICTED,
+                    0,
+                    "unrestricted guest",
+                )
+            })
             .and_then(|_| {
                 adjust(
                     secondary_allowed,
@@ -134,7 +146,11 @@ impl VmxCapability {
                 "virtual NMIs or the VMX-preemption timer",
             )?,
             primary,
-            secondary: if has_invvpid { secondary } else { secondary & !SECONDARY_VPID },
+            secondary: if has_invvpid {
+                secondary
+            } else {
+                secondary & !SECONDARY_VPID
+            },
             exit: adjust(
                 exit,
                 EXIT_HOST_64

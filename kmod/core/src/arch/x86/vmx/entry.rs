@@ -17,7 +17,11 @@ pub(super) type GeneralRegisters = [u64; 16];
 /// The current VMCS's host-state fields, except RSP and RIP, describe this CPU as it runs now; its controls and bitmaps
 /// let the guest reach nothing but its own memory and granted devices; interrupts are off; the guest's FPU state is
 /// loaded. `launched` tells whether VMLAUNCH has been executed since the VMCS was cleared.
-pub(super) unsafe fn enter(_current: &CurrentVmcs, registers: &mut GeneralRegisters, launched: bool) -> bool {
+pub(super) unsafe fn enter(
+    _current: &CurrentVmcs,
+    registers: &mut GeneralRegisters,
+    launched: bool,
+) -> bool {
     let failed: u64;
     // RBX and RBP can't be operands and are saved on the stack. The exit label follows both instructions directly, so that
     // control flow falls into it as far as a static checker can see, and starts with ENDBR64 because its

@@ -102,14 +102,22 @@ impl<P: HostPage> Ept<P> {
             // SAFETY: as in `leaf`.
             table = unsafe { P::words_at(Hpa(value & ADDRESS)) };
         }
-        let rights = if writable { READ | WRITE | EXECUTE } else { READ | EXECUTE };
-        table[index(gfn, 0)].store(pfn.hpa().0 | MEMORY_TYPE_WRITE_BACK | rights, Ordering::Release);
+        let rights = if writable {
+            READ | WRITE | EXECUTE
+        } else {
+            READ | EXECUTE
+        };
+        table[index(gfn, 0)].store(
+            pfn.hpa().0 | MEMORY_TYPE_WRITE_BACK | rights,
+            Ordering::Release,
+        );
         Ok(())
     }
 
     /// Removes the mapping of `gfn`. Returns whether there was one.
     pub fn unmap(&mut self, gfn: Gfn) -> bool {
-        self.leaf(gfn).is_some_and(|entry| entry.swap(0, Ordering::AcqRel) & READ != 0)
+        self.leaf(gfn)
+            .is_some_and(|entry| entry.swap(0, Ordering::AcqRel) & READ != 0)
     }
 
     /// Clears the dirty flag of `gfn`, so that the next write is logged again.

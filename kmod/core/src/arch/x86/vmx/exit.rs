@@ -123,10 +123,19 @@ impl<H: Host> VmxVcpu<H> {
 
     /// The instruction is done: on to the next.
     fn done(&mut self, vmcs: &CurrentVmcs) -> Flow {
-        let next = vmcs.read(GUEST_RIP).wrapping_add(vmcs.read(EXIT_INSTRUCTION_LENGTH));
+        let next = vmcs
+            .read(GUEST_RIP)
+            .wrapping_add(vmcs.read(EXIT_INSTRUCTION_LENGTH));
         let code_is_64_bit = vmcs.read32(GUEST_ES_ACCESS_RIGHTS.at(1)) & (1 << 13) != 0
             && vmcs.read(GUEST_EFER) & EFER_LMA != 0;
-        vmcs.write(GUEST_RIP, if code_is_64_bit { next } else { next & 0xffff_ffff });
+        vmcs.write(
+            GUEST_RIP,
+            if code_is_64_bit {
+                next
+            } else {
+                next & 0xffff_ffff
+            },
+        );
         self.unblock(vmcs);
         Flow::Enter
     }
@@ -193,7 +202,11 @@ impl<H: Host> VmxVcpu<H> {
         let Some(width) = Width::from_bytes((qualification & 7) as u8 + 1) else {
             return Flow::Leave(Exit::Error(ExitError::UnknownExit(IO_INSTRUCTION)));
         };
-        let direction = if qualification & (1 << 3) != 0 { Direction::Read } else { Direction::Write };
+        let direction = if qualification & (1 << 3) != 0 {
+            Direction::Read
+        } else {
+            Direction::Write
+        };
         if qualification & (1 << 4) != 0 {
             return Flow::Leave(Exit::StringPort {
                 port,
@@ -216,7 +229,12 @@ impl<H: Host> VmxVcpu<H> {
                 }
                 Flow::Enter
             }
-            PortOutcome::User => Flow::Leave(Exit::Port { port, width, direction, value: value as u32 }),
+            PortOutcome::User => Flow::Leave(Exit::Port {
+                port,
+                width,
+                direction,
+                value: value as u32,
+            }),
         }
     }
 
@@ -274,7 +292,10 @@ impl<H: Host> VmxVcpu<H> {
         // The violation undid the unblocking of an IRET (SDM volume 3, 28.2.3, bit 12).
         if qualification & (1 << 12) != 0 && self.reinject.is_none() {
             let blocking = vmcs.read(GUEST_INTERRUPTIBILITY);
-            vmcs.write(GUEST_INTERRUPTIBILITY, blocking | u64::from(pvmm_uapi::BLOCKING_BY_NMI));
+            vmcs.write(
+                GUEST_INTERRUPTIBILITY,
+                blocking | u64::from(pvmm_uapi::BLOCKING_BY_NMI),
+            );
         }
         debug_assert!(guest_cr0(vmcs) & CR0_ET != 0);
         Flow::Leave(Exit::Memory {

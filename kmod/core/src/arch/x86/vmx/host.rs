@@ -51,7 +51,11 @@ impl HostRegisters {
                     cstar: rdmsr(msr::IA32_CSTAR),
                     fmask: rdmsr(msr::IA32_FMASK),
                     kernel_gs_base: rdmsr(msr::IA32_KERNEL_GS_BASE),
-                    tsc_aux: if has_tsc_aux { rdmsr(msr::IA32_TSC_AUX) } else { 0 },
+                    tsc_aux: if has_tsc_aux {
+                        rdmsr(msr::IA32_TSC_AUX)
+                    } else {
+                        0
+                    },
                 },
                 has_tsc_aux,
             }
@@ -73,7 +77,12 @@ impl HostRegisters {
         // their own back in `restore`.
         vmcs.write(HOST_CS_SELECTOR, u64::from(read_cs()));
         vmcs.write(HOST_SS_SELECTOR, u64::from(read_ss()));
-        for field in [HOST_DS_SELECTOR, HOST_ES_SELECTOR, HOST_FS_SELECTOR, HOST_GS_SELECTOR] {
+        for field in [
+            HOST_DS_SELECTOR,
+            HOST_ES_SELECTOR,
+            HOST_FS_SELECTOR,
+            HOST_GS_SELECTOR,
+        ] {
             vmcs.write(field, 0);
         }
         vmcs.write(HOST_TR_SELECTOR, u64::from(tr));

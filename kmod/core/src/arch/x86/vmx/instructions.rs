@@ -28,7 +28,9 @@ fn check(failed: u8) -> Result<(), VmFail> {
 pub unsafe fn vmxon(region: Hpa) -> Result<(), VmFail> {
     let failed: u8;
     // SAFETY: the caller's obligations are the instruction's conditions.
-    unsafe { asm!("vmxon [{}]", "setbe {}", in(reg) &region.0, out(reg_byte) failed, options(nostack)) };
+    unsafe {
+        asm!("vmxon [{}]", "setbe {}", in(reg) &region.0, out(reg_byte) failed, options(nostack))
+    };
     check(failed)
 }
 
@@ -52,7 +54,9 @@ pub unsafe fn vmxoff() -> Result<(), VmFail> {
 pub unsafe fn vmclear(vmcs: Hpa) -> Result<(), VmFail> {
     let failed: u8;
     // SAFETY: the caller's obligations are the instruction's conditions.
-    unsafe { asm!("vmclear [{}]", "setbe {}", in(reg) &vmcs.0, out(reg_byte) failed, options(nostack)) };
+    unsafe {
+        asm!("vmclear [{}]", "setbe {}", in(reg) &vmcs.0, out(reg_byte) failed, options(nostack))
+    };
     check(failed)
 }
 
@@ -110,9 +114,14 @@ impl CurrentVmcs {
         }
         let failed: u8;
         // SAFETY: the caller's obligations are the instruction's conditions.
-        unsafe { asm!("vmptrld [{}]", "setbe {}", in(reg) &region.0, out(reg_byte) failed, options(nostack)) };
+        unsafe {
+            asm!("vmptrld [{}]", "setbe {}", in(reg) &region.0, out(reg_byte) failed, options(nostack))
+        };
         check(failed)?;
-        Ok(Self { region, not_send: PhantomData })
+        Ok(Self {
+            region,
+            not_send: PhantomData,
+        })
     }
 
     /// VMREAD. A field that this CPU does not have reads as 0.

@@ -2,8 +2,8 @@
 //! VT-x (SDM volume 3, chapters 25 to 32).
 
 pub mod capability;
-pub mod ept;
 mod entry;
+pub mod ept;
 mod exit;
 mod exit_cr;
 mod host;

@@ -97,12 +97,17 @@ const fn fixed_mtrr(index: u32) -> u32 {
 }
 
 fn fixed_mtrr_index(index: u32) -> Option<usize> {
-    (0..11).find(|&n| fixed_mtrr(n) == index).map(|n| n as usize)
+    (0..11)
+        .find(|&n| fixed_mtrr(n) == index)
+        .map(|n| n as usize)
 }
 
 /// Whether each byte of IA32_PAT is a memory type (SDM volume 3, table 13-10).
 fn is_valid_pat(value: u64) -> bool {
-    value.to_le_bytes().iter().all(|&entry| matches!(entry, 0 | 1 | 4..=7))
+    value
+        .to_le_bytes()
+        .iter()
+        .all(|&entry| matches!(entry, 0 | 1 | 4..=7))
 }
 
 impl<H: Host> VmxVcpu<H> {
@@ -117,9 +122,10 @@ impl<H: Host> VmxVcpu<H> {
             IA32_TSC_ADJUST => Some(&mut self.tsc_adjust),
             IA32_MISC_ENABLE => Some(&mut self.stored.misc_enable),
             IA32_MTRR_DEF_TYPE => Some(&mut self.stored.mtrr_def_type),
-            IA32_MTRR_PHYSBASE0..=0x20f => {
-                self.stored.mtrr_variable.get_mut((index - IA32_MTRR_PHYSBASE0) as usize)
-            }
+            IA32_MTRR_PHYSBASE0..=0x20f => self
+                .stored
+                .mtrr_variable
+                .get_mut((index - IA32_MTRR_PHYSBASE0) as usize),
             _ => self.stored.mtrr_fixed.get_mut(fixed_mtrr_index(index)?),
         }
     }
@@ -136,10 +142,15 @@ impl<H: Host> VmxVcpu<H> {
             IA32_TSC_ADJUST => self.tsc_adjust,
             IA32_MISC_ENABLE => self.stored.misc_enable,
             IA32_MTRR_DEF_TYPE => self.stored.mtrr_def_type,
-            IA32_MTRR_PHYSBASE0..=0x20f => {
-                self.stored.mtrr_variable.get((index - IA32_MTRR_PHYSBASE0) as usize).copied().unwrap_or(0)
-            }
-            _ => fixed_mtrr_index(index).and_then(|n| self.stored.mtrr_fixed.get(n).copied()).unwrap_or(0),
+            IA32_MTRR_PHYSBASE0..=0x20f => self
+                .stored
+                .mtrr_variable
+                .get((index - IA32_MTRR_PHYSBASE0) as usize)
+                .copied()
+                .unwrap_or(0),
+            _ => fixed_mtrr_index(index)
+                .and_then(|n| self.stored.mtrr_fixed.get(n).copied())
+                .unwrap_or(0),
         }
     }
 
@@ -147,9 +158,8 @@ impl<H: Host> VmxVcpu<H> {
     pub(super) fn check_saved_msr(&self, index: u32, value: u64) -> Result<(), &'static str> {
         let fits = match index {
             IA32_PAT => is_valid_pat(value),
-            IA32_LSTAR | IA32_CSTAR | IA32_KERNEL_GS_BASE | IA32_SYSENTER_ESP | IA32_SYSENTER_EIP => {
-                is_canonical(value)
-            }
+            IA32_LSTAR | IA32_CSTAR | IA32_KERNEL_GS_BASE | IA32_SYSENTER_ESP
+            | IA32_SYSENTER_EIP => is_canonical(value),
             IA32_FMASK | IA32_TSC_AUX => value >> 32 == 0,
             _ => true,
         };
@@ -191,7 +201,12 @@ impl<H: Host> VmxVcpu<H> {
     }
 
     /// WRMSR of anything but the chipset's. Returns whether the guest's TSC has moved.
-    pub(super) fn write_msr(&mut self, vmcs: &CurrentVmcs, index: u32, value: u64) -> Result<bool, Refused> {
+    pub(super) fn write_msr(
+        &mut self,
+        vmcs: &CurrentVmcs,
+        index: u32,
+        value: u64,
+    ) -> Result<bool, Refused> {
         match index {
             IA32_TSC => {
                 let difference = value.wrapping_sub(self.guest_tsc(rdtsc()));
@@ -236,11 +251,16 @@ impl<H: Host> VmxVcpu<H> {
         } else {
             (u128::from(host) * u128::from(self.tsc_multiplier) >> 48) as u64
         };
-        scaled.wrapping_add(self.tsc_offset).wrapping_add(self.tsc_adjust)
+        scaled
+            .wrapping_add(self.tsc_offset)
+            .wrapping_add(self.tsc_adjust)
     }
 
     /// Whether the switched MSRs changed by a write of this index must be loaded at once.
     pub(super) fn is_switched(index: u32) -> bool {
-        matches!(index, IA32_STAR | IA32_LSTAR | IA32_CSTAR | IA32_FMASK | IA32_TSC_AUX)
+        matches!(
+            index,
+            IA32_STAR | IA32_LSTAR | IA32_CSTAR | IA32_FMASK | IA32_TSC_AUX
+        )
     }
 }

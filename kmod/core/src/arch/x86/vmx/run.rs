@@ -47,9 +47,13 @@ impl<H: Host> VmxVcpu<H> {
     /// Runs guest code until something must be done outside a window. Process context.
     pub fn run(&mut self, context: &mut WindowContext<'_, H>) -> Exit {
         let mut afterwards = Afterwards::default();
-        self.window(context, &mut afterwards, |vcpu, vmcs, host, context, afterwards| {
-            vcpu.enter_until_exit(vmcs, host, context, afterwards)
-        })
+        self.window(
+            context,
+            &mut afterwards,
+            |vcpu, vmcs, host, context, afterwards| {
+                vcpu.enter_until_exit(vmcs, host, context, afterwards)
+            },
+        )
         .unwrap_or_else(|exit| exit)
     }
 
@@ -181,7 +185,10 @@ impl<H: Host> VmxVcpu<H> {
                 (VIRTUAL_PROCESSOR_ID, u64::from(self.vpid)),
                 (PML_ADDRESS, self.pml.phys().0),
                 (GUEST_PML_INDEX, PML_ENTRIES - 1),
-                (CR0_GUEST_HOST_MASK, CR0_NE | CR0_NW | CR0_CD | !CR0_DEFINED & 0xffff_ffff),
+                (
+                    CR0_GUEST_HOST_MASK,
+                    CR0_NE | CR0_NW | CR0_CD | !CR0_DEFINED & 0xffff_ffff,
+                ),
                 (CR4_GUEST_HOST_MASK, !self.allowed_cr4 | CR4_PCIDE | CR4_PAE),
             ] {
                 vmcs.write(field, value);
@@ -240,7 +247,11 @@ impl<H: Host> VmxVcpu<H> {
             return;
         }
         // The index counts down and points to the next free entry; it wraps to FFFFh when the buffer is full.
-        let first = if index >= PML_ENTRIES { 0 } else { index as usize + 1 };
+        let first = if index >= PML_ENTRIES {
+            0
+        } else {
+            index as usize + 1
+        };
         for entry in self.pml.words().iter().skip(first) {
             let gpa = entry.load(core::sync::atomic::Ordering::Relaxed);
             memory.mark_dirty(pvmm_hostabi::Gpa(gpa).gfn());
@@ -278,12 +289,16 @@ impl<H: Host> VmxVcpu<H> {
             self.arm_preemption_timer(vmcs, context, now, deadline);
             // SAFETY: CR2 is the guest's during a window; host page faults do not happen with interrupts off in
             // memory that is mapped.
-            unsafe { asm!("mov cr2, {}", in(reg) self.cr2, options(nomem, nostack, preserves_flags)) };
+            unsafe {
+                asm!("mov cr2, {}", in(reg) self.cr2, options(nomem, nostack, preserves_flags))
+            };
             // SAFETY: `HostRegisters::save` wrote the host-state fields on this CPU; controls and bitmaps are ours
             // (`configure`); interrupts are off and the guest's FPU state is loaded (`window`).
             let entered = unsafe { enter(vmcs, &mut self.registers, launched) };
             // SAFETY: reading CR2 has no side effect.
-            unsafe { asm!("mov {}, cr2", out(reg) self.cr2, options(nomem, nostack, preserves_flags)) };
+            unsafe {
+                asm!("mov {}, cr2", out(reg) self.cr2, options(nomem, nostack, preserves_flags))
+            };
             if !entered {
                 break Exit::Error(ExitError::VmInstruction(vmcs.read32(VM_INSTRUCTION_ERROR)));
             }
@@ -336,7 +351,10 @@ impl<H: Host> VmxVcpu<H> {
         if information & EVENT_TYPE == EVENT_NMI {
             // The NMI was not delivered after all, so it must not block.
             let blocking = vmcs.read(GUEST_INTERRUPTIBILITY);
-            vmcs.write(GUEST_INTERRUPTIBILITY, blocking & !u64::from(BLOCKING_BY_NMI));
+            vmcs.write(
+                GUEST_INTERRUPTIBILITY,
+                blocking & !u64::from(BLOCKING_BY_NMI),
+            );
         }
     }
 
@@ -395,7 +413,9 @@ impl<H: Host> VmxVcpu<H> {
         now: u64,
         deadline: Option<u64>,
     ) {
-        let ns = deadline.map_or(WINDOW_NS, |deadline| deadline.saturating_sub(now).min(WINDOW_NS));
+        let ns = deadline.map_or(WINDOW_NS, |deadline| {
+            deadline.saturating_sub(now).min(WINDOW_NS)
+        });
         let ticks = context.platform.host_ticks(ns) >> self.capability.preemption_timer_shift;
         vmcs.write(PREEMPTION_TIMER_VALUE, ticks.min(u64::from(u32::MAX)));
     }
@@ -409,7 +429,10 @@ impl<H: Host> VmxVcpu<H> {
         }
         if vmcs.read(GUEST_RFLAGS) & RFLAGS_TF != 0 {
             // A single step is due after the instruction (table 26-4: BS and "enabled breakpoint").
-            vmcs.write(GUEST_PENDING_DEBUG, vmcs.read(GUEST_PENDING_DEBUG) | 1 << 14);
+            vmcs.write(
+                GUEST_PENDING_DEBUG,
+                vmcs.read(GUEST_PENDING_DEBUG) | 1 << 14,
+            );
         }
     }
 }

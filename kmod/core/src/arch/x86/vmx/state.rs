@@ -5,12 +5,13 @@ use super::instructions::CurrentVmcs;
 use super::msr_access::saved_msrs;
 use super::vcpu::VmxVcpu;
 use super::vmcs::*;
+use crate::arch::x86::msr::IA32_PAT;
 use crate::arch::x86::registers::*;
 use crate::arch::x86::xsave;
 use pvmm_hostabi::Host;
 use pvmm_uapi::{
-    Segment, VcpuState, ACTIVITY_ACTIVE, ACTIVITY_HLT, ACTIVITY_WAIT_FOR_SIPI, BLOCKING_BY_MOV_SS,
-    BLOCKING_BY_NMI, BLOCKING_BY_STI,
+    DescriptorTable, MsrEntry, Segment, VcpuState, ACTIVITY_ACTIVE, ACTIVITY_HLT,
+    ACTIVITY_WAIT_FOR_SIPI, BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_STI,
 };
 
 /// State that VM entry, or an instruction of the monitor, would refuse: the name of the field.
@@ -35,7 +36,10 @@ fn write_segment(vmcs: &CurrentVmcs, index: u32, segment: &Segment) {
     vmcs.write(GUEST_ES_SELECTOR.at(index), u64::from(segment.selector));
     vmcs.write(GUEST_ES_BASE.at(index), segment.base);
     vmcs.write(GUEST_ES_LIMIT.at(index), u64::from(segment.limit));
-    vmcs.write(GUEST_ES_ACCESS_RIGHTS.at(index), u64::from(segment.access_rights));
+    vmcs.write(
+        GUEST_ES_ACCESS_RIGHTS.at(index),
+        u64::from(segment.access_rights),
+    );
 }
 
 /// CR0 as the guest sees it.
@@ -48,6 +52,43 @@ pub(super) fn guest_cr0(vmcs: &CurrentVmcs) -> u64 {
 pub(super) fn guest_cr4(vmcs: &CurrentVmcs) -> u64 {
     let mask = vmcs.read(CR4_GUEST_HOST_MASK);
     (vmcs.read(GUEST_CR4) & !mask) | (vmcs.read(CR4_READ_SHADOW) & mask)
+}
+
+/// IA32_PAT after reset (SDM volume 3, 13.12.4).
+const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+
+/// Fills a zeroed state with that after a hardware reset (SDM volume 3, table 11-1).
+pub(super) fn reset(state: &mut VcpuState) {
+    let segment = |selector, base, access_rights| Segment {
+        base,
+        limit: 0xffff,
+        access_rights,
+        selector,
+        reserved: [0; 3],
+    };
+    let table = DescriptorTable {
+        base: 0,
+        limit: 0xffff,
+        reserved: 0,
+    };
+    state.rip = 0xfff0;
+    state.rflags = RFLAGS_FIXED;
+    state.cr0 = CR0_CD | CR0_NW | CR0_ET;
+    state.dr6 = 0xffff_0ff0;
+    state.dr7 = 0x400;
+    state.xcr0 = 1;
+    state.segments = [segment(0, 0, 0x93); 8];
+    state.segments[1] = segment(0xf000, 0xffff_0000, 0x9b);
+    state.segments[6] = segment(0, 0, 0x82);
+    state.segments[7] = segment(0, 0, 0x8b);
+    state.gdtr = table;
+    state.idtr = table;
+    state.msr_count = 1;
+    state.msrs[0] = MsrEntry {
+        index: IA32_PAT,
+        reserved: 0,
+        value: PAT_RESET,
+    };
 }
 
 impl<H: Host> VmxVcpu<H> {
@@ -67,7 +108,11 @@ impl<H: Host> VmxVcpu<H> {
     /// Sets EFER and the entry control that must agree with it.
     pub(super) fn write_efer(&self, vmcs: &CurrentVmcs, value: u64) {
         vmcs.write(GUEST_EFER, value);
-        let mode = if value & EFER_LMA != 0 { ENTRY_IA32E } else { 0 };
+        let mode = if value & EFER_LMA != 0 {
+            ENTRY_IA32E
+        } else {
+            0
+        };
         vmcs.write(ENTRY_CONTROLS, u64::from(self.capability.entry | mode));
     }
 
@@ -121,7 +166,8 @@ impl<H: Host> VmxVcpu<H> {
             .get(..state.msr_count as usize)
             .ok_or(InvalidVcpuState("MSR count"))?;
         for entry in msrs {
-            self.check_saved_msr(entry.index, entry.value).map_err(InvalidVcpuState)?;
+            self.check_saved_msr(entry.index, entry.value)
+                .map_err(InvalidVcpuState)?;
         }
         if !xsave::load_image(&self.xsave, &state.xsave, self.allowed_xcr0) {
             return Err(InvalidVcpuState("XSAVE image"));
@@ -150,7 +196,9 @@ impl<H: Host> VmxVcpu<H> {
 
     /// Writes a state that [`VmxVcpu::set_state`] took to the VMCS.
     pub(super) fn load_incoming(&mut self, vmcs: &CurrentVmcs) {
-        let Some(state) = self.incoming.take() else { return };
+        let Some(state) = self.incoming.take() else {
+            return;
+        };
         self.write_cr0(vmcs, state.cr0);
         self.write_cr4(vmcs, state.cr4);
         self.write_efer(vmcs, state.efer);
@@ -200,8 +248,11 @@ impl<H: Host> VmxVcpu<H> {
         state.gdtr.limit = vmcs.read32(GUEST_GDTR_LIMIT);
         state.idtr.base = vmcs.read(GUEST_IDTR_BASE);
         state.idtr.limit = vmcs.read32(GUEST_IDTR_LIMIT);
-        (state.event, state.event_error_code, state.event_instruction_length) =
-            self.reinject.unwrap_or_default();
+        (
+            state.event,
+            state.event_error_code,
+            state.event_instruction_length,
+        ) = self.reinject.unwrap_or_default();
         state.interruptibility = vmcs.read32(GUEST_INTERRUPTIBILITY) & INTERRUPTIBILITY;
         state.activity = if self.wait_for_sipi {
             ACTIVITY_WAIT_FOR_SIPI

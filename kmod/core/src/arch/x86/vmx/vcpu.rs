@@ -93,6 +93,8 @@ impl<H: Host> VmxVcpu<H> {
         vmcs.words()[0].store(u64::from(capability.revision()), Ordering::Relaxed);
         let xsave = H::page()?;
         xsave::reset(&xsave);
+        let mut incoming = crate::arch::zeroed::<H, pvmm_uapi::VcpuState>()?;
+        super::state::reset(&mut incoming);
         let mut vcpu = Self {
             primary: capability.primary,
             capability,
@@ -113,7 +115,10 @@ impl<H: Host> VmxVcpu<H> {
             allowed_xcr0: 1,
             allowed_cr4: 0,
             switched: SwitchedMsrs::default(),
-            stored: StoredMsrs { misc_enable: super::msr_access::MISC_ENABLE_RESET, ..StoredMsrs::default() },
+            stored: StoredMsrs {
+                misc_enable: super::msr_access::MISC_ENABLE_RESET,
+                ..StoredMsrs::default()
+            },
             tsc_adjust: 0,
             nmi_pending: false,
             halted: false,
@@ -122,7 +127,7 @@ impl<H: Host> VmxVcpu<H> {
             reinject: None,
             snapshot: Snapshot::default(),
             changes: Changes::default(),
-            incoming: None,
+            incoming: Some(incoming),
             cpuid,
             tsc_offset: 0,
             tsc_multiplier: 0,
