@@ -134,6 +134,7 @@ impl Chipset {
 
     /// Lets the timers catch up with `now`. Call before the interrupt is looked for.
     pub fn advance(&mut self, now: u64) {
+        self.carry_intr();
         if let Some(apics) = &mut self.apics {
             apics.local.advance(now, self.clock.tsc_at(now));
         }
@@ -205,6 +206,7 @@ impl Chipset {
 
     /// Carries the level of an ISA line to its inputs.
     fn drive(&mut self, irq: u8) {
+        self.carry_intr();
         let level = self.isa_levels & 1 << irq != 0 || (irq == SCI_IRQ && self.sci);
         self.i8259.set_line(irq, level);
         if let Some(Apics { local, io }) = &mut self.apics {
@@ -214,6 +216,7 @@ impl Chipset {
 
     /// One edge on an ISA line and its I/O APIC pin.
     fn pulse(&mut self, irq: u8, pin: u8) {
+        self.carry_intr();
         self.i8259.pulse(irq);
         if let Some(Apics { local, io }) = &mut self.apics {
             let mut bus = |message: &_| apics::deliver(local, message);
@@ -229,9 +232,17 @@ impl Chipset {
             self.drive(SCI_IRQ);
         }
         self.deliver_ticks();
+        self.carry_intr();
         if let Some(Apics { local, io }) = &mut self.apics {
-            local.set_lint(Lint::Lint0, self.i8259.pending());
             io.retry(&mut |message| apics::deliver(local, message));
+        }
+    }
+
+    /// Carries INTR of the 8259 pair to LINT0. Also before anything changes: the first level after a restore is the one
+    /// that was saved, and what comes then is an edge.
+    fn carry_intr(&mut self) {
+        if let Some(apics) = &mut self.apics {
+            apics.local.set_lint(Lint::Lint0, self.i8259.pending());
         }
     }
 

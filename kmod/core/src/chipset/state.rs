@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The chipset's state on its way to the peer and back, but for the recorded devices.
+//!
+//! The parts of a machine are saved one after the other, so saving one must not reach into another: nothing is delivered
+//! here. An interrupt that moved from the I/O APIC to a local APIC that has been saved already would be lost, and a level
+//! would wait for its EOI forever. For the same reason the caller must not [`Chipset::advance`] between the parts.
 #![forbid(unsafe_code)]
 
 use super::{Chipset, DEVICE_IRQS};
@@ -10,7 +14,6 @@ impl Chipset {
     /// The state at `now` of what is neither a recorded device nor a local APIC. Take the requests
     /// ([`Chipset::take_requests`]) before: they are not part of it.
     pub fn save(&mut self, now: u64) -> ChipsetState {
-        self.advance(now);
         let (pm1_event, pm1_control) = self.acpi_pm.save(now);
         ChipsetState {
             ioapic: self
@@ -62,7 +65,6 @@ impl Chipset {
     /// The local APIC's state at `now`; zero without one. Take the signals ([`Chipset::take_signals`]) and keep them
     /// with the vCPU: they are not part of it.
     pub fn save_local_apic(&mut self, now: u64) -> LocalApicState {
-        self.advance(now);
         let tsc = self.clock.tsc_at(now);
         self.apics
             .as_mut()
