@@ -61,7 +61,7 @@ pub const RUN: u32 = iowr::<Run>(0x20);
 pub const GET_VCPU_STATE: u32 = iow::<VcpuStateRequest>(0x21);
 /// Writes a vCPU's architectural state. The vCPU must not be running (`EBUSY`).
 pub const SET_VCPU_STATE: u32 = iow::<VcpuStateRequest>(0x22);
-/// Reads the VM's clock.
+/// Reads the VM's clock. Also while a vCPU runs.
 pub const GET_CLOCK: u32 = ior::<Clock>(0x23);
 /// Sets the VM's clock and, with it, every vCPU's TSC. No vCPU may be running (`EBUSY`).
 pub const SET_CLOCK: u32 = iow::<Clock>(0x24);

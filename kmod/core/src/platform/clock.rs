@@ -76,7 +76,9 @@ impl VmClock {
     fn scale(&self, tsc: u64) -> u64 {
         match self.multiplier() {
             0 => tsc,
-            multiplier => (u128::from(tsc) * u128::from(multiplier) >> MULTIPLIER_FRACTION) as u64,
+            multiplier => {
+                ((u128::from(tsc) * u128::from(multiplier)) >> MULTIPLIER_FRACTION) as u64
+            }
         }
     }
 

@@ -127,12 +127,23 @@ impl<H: Host> Platform<H> {
         let changed = rose | (levels ^ self.seen_levels);
         self.seen_levels = levels;
         for irq in (0..16u8).filter(|irq| changed & (1 << irq) != 0) {
-            if rose & (1 << irq) != 0 {
+            let level = levels & (1 << irq) != 0;
+            if rose & (1 << irq) == 0 {
+                self.chipset.set_isa_line(irq, level);
+            } else if level {
+                // It may have fallen and risen again since the last look: an edge in any case.
                 self.chipset.set_isa_line(irq, false);
                 self.chipset.set_isa_line(irq, true);
+            } else {
+                self.chipset.pulse_isa_line(irq);
             }
-            self.chipset.set_isa_line(irq, levels & (1 << irq) != 0);
         }
+    }
+
+    /// Takes the levels of a captured state, which the chipset has already.
+    pub fn set_levels(&mut self, levels: u32) {
+        self.seen_levels = levels & 0xffff;
+        self.control.set_levels(levels);
     }
 
     /// Takes an NMI that the local APIC asked for.

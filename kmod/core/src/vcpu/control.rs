@@ -63,11 +63,6 @@ impl<H: Host> Control<H> {
         )
     }
 
-    /// The levels, without taking anything.
-    pub fn levels(&self) -> u32 {
-        self.levels.load(Ordering::SeqCst)
-    }
-
     /// Puts back the levels of a captured state.
     pub fn set_levels(&self, levels: u32) {
         self.levels.store(levels & 0xffff, Ordering::SeqCst);

@@ -104,11 +104,7 @@ impl<H: Host> Vcpu<H> {
                 self.cpu.wake();
                 return Ok(true);
             }
-            let (_, _, has_apic) = {
-                let (apic, x2apic, _) = self.cpu.cpuid().apic();
-                (apic, x2apic, apic)
-            };
-            if !enabled && !has_apic {
+            if !enabled && !self.cpu.cpuid().apic().0 {
                 // Without a local APIC nothing can raise an NMI.
                 run.exit = EXIT_HALTED_FOREVER;
                 return Ok(false);
@@ -225,8 +221,10 @@ impl<H: Host> Vcpu<H> {
 
     /// Reads the architectural state. `false` if the hardware could not be had.
     pub fn get_state(&mut self, around: &Surroundings<'_, H>, state: &mut VcpuState) -> bool {
+        // The first capture of a pause: what other threads have raised goes to the chipset now, and nothing is
+        // delivered afterwards, so that all parts show the same instant.
         let now = self.platform.now(rdtsc());
-        self.platform.chipset.advance(now);
+        self.platform.drain_interrupts();
         state.cr8 = self.platform.chipset.cr8();
         state.apic = self.platform.chipset.save_local_apic(now);
         let mut context = WindowContext {

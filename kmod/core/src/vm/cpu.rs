@@ -11,10 +11,20 @@ use crate::arch::zeroed;
 use crate::chipset::ApicFeatures;
 use crate::memory::GuestMemory;
 use crate::platform::{Platform, VmClock};
-use crate::vcpu::{Control, Surroundings, Vcpu};
+use crate::vcpu::{Control, Vcpu};
 use core::mem::size_of;
-use pvmm_hostabi::{Host, Mutex};
+use pvmm_hostabi::{Host, Mutex, SpinLock};
 use pvmm_uapi::*;
+
+/// What a CPUID table says of the local APIC; `None` if there is none.
+fn apic_features(cpuid: &GuestCpuid) -> Option<ApicFeatures> {
+    let (has_apic, x2apic, tsc_deadline) = cpuid.apic();
+    has_apic.then_some(ApicFeatures {
+        x2apic,
+        tsc_deadline,
+        physical_address_bits: cpuid.physical_address_bits(),
+    })
+}
 
 impl<H: Host> Vm<H> {
     /// The table that a guest gets; before CREATE_VM, that of a VM with APICs at the host's TSC rate.
@@ -67,12 +77,7 @@ impl<H: Host> Vm<H> {
         let control = H::shared(Control::<H>::new()?)?;
         let watch = H::watch(&space, memory.clone())?;
         let cpuid = self.default_cpuid()?;
-        let (has_apic, x2apic, tsc_deadline) = cpuid.apic();
-        let apic = has_apic.then_some(ApicFeatures {
-            x2apic,
-            tsc_deadline,
-            physical_address_bits: cpuid.physical_address_bits(),
-        });
+        let apic = apic_features(&cpuid);
         let point = Clock {
             vm_ns: 0,
             tsc: 0,
@@ -86,6 +91,7 @@ impl<H: Host> Vm<H> {
         let number = self.monitor.vcpu_number();
         let mut cpu = VmxVcpu::<H>::new(self.monitor.capability, number, cpuid)?;
         cpu.set_tsc(clock.tsc_offset(), clock.multiplier());
+        *self.clock.lock() = Some(clock);
         *vcpu = Some(H::boxed(Vcpu::new(cpu, platform))?);
         *live = Some(Live {
             _watch: watch,
@@ -112,6 +118,9 @@ impl<H: Host> Vm<H> {
         let mut cpuid = GuestCpuid::boxed::<H>()?;
         match cpuid.fill_restricted(&host, wanted.get(..table.count as usize).unwrap_or(&[])) {
             Ok(()) => self.with_vcpu(|vcpu, _| {
+                if let Some(features) = apic_features(&cpuid) {
+                    vcpu.platform.chipset.set_apic_features(features);
+                }
                 vcpu.cpu.set_cpuid(cpuid);
                 Ok(())
             }),
@@ -186,9 +195,9 @@ impl<H: Host> Vm<H> {
 
     #[inline(never)]
     pub(super) fn get_clock(&self, argument: u64) -> Result<(), Error> {
-        // Also while the vCPU runs: for the userspace devices' time, which only the point and the rates decide.
-        let clock = self.with_vcpu(|vcpu, _| Ok(vcpu.platform.clock().at(rdtsc())))?;
-        write::<H, _>(argument, &clock)
+        self.parts()?;
+        let clock = (*self.clock.lock()).ok_or(Error::NotReady)?;
+        write::<H, _>(argument, &clock.at(rdtsc()))
     }
 
     #[inline(never)]
@@ -201,6 +210,7 @@ impl<H: Host> Vm<H> {
             let clock =
                 VmClock::new(*clock, rdtsc(), self.monitor.tsc_khz().0).ok_or(Error::Invalid)?;
             vcpu.platform.set_clock(clock);
+            *self.clock.lock() = Some(clock);
             vcpu.cpu.set_tsc(clock.tsc_offset(), clock.multiplier());
             Ok(())
         })
@@ -208,13 +218,10 @@ impl<H: Host> Vm<H> {
 
     #[inline(never)]
     pub(super) fn get_chipset_state(&self, argument: u64) -> Result<(), Error> {
-        let state = self.with_vcpu(|vcpu, around: &Surroundings<'_, H>| {
-            vcpu.platform.drain_interrupts();
+        // Nothing is delivered here: an interrupt must not move into a local APIC that has already been captured.
+        let state = self.with_vcpu(|vcpu, _| {
             let now = vcpu.platform.now(rdtsc());
-            vcpu.platform.chipset.advance(now);
-            let mut state = vcpu.platform.chipset.save(now);
-            state.isa_levels = around.control.levels();
-            Ok(state)
+            Ok(vcpu.platform.chipset.save(now))
         })?;
         write::<H, _>(argument, &state)
     }

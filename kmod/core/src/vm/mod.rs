@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A virtual machine: one open file of the host's device node.
 //!
-//! Lock order: `vcpu` before `parts`. The vCPU's lock is held while it runs; requests that must work meanwhile take only
-//! `parts`, and only long enough to clone the handles in it.
+//! Lock order: `vcpu`, then `live`, then `clock`. The vCPU's lock is held while it runs; requests that must work meanwhile
+//! take only the others, and only long enough to copy what is in them.
 #![forbid(unsafe_code)]
 
 mod cpu;
@@ -15,6 +15,7 @@ pub use dispatch::Error;
 use crate::memory::regions::Regions;
 use crate::memory::GuestMemory;
 use crate::monitor::Monitor;
+use crate::platform::VmClock;
 use crate::vcpu::{Control, Surroundings, Vcpu};
 use pvmm_hostabi::{Host, Mutex, OutOfMemory};
 use pvmm_uapi::CreateVm;
@@ -55,6 +56,8 @@ pub struct Vm<H: Host> {
     setup: H::Mutex<Option<Setup>>,
     vcpu: H::Mutex<Option<H::Box<Vcpu<H>>>>,
     live: H::Mutex<Option<Live<H>>>,
+    /// The platform's clock once more, for who asks while the vCPU runs.
+    clock: H::SpinLock<Option<VmClock>>,
 }
 
 impl<H: Host> Vm<H> {
@@ -65,6 +68,7 @@ impl<H: Host> Vm<H> {
             setup: H::mutex(None)?,
             vcpu: H::mutex(None)?,
             live: H::mutex(None)?,
+            clock: H::spin_lock(None)?,
         })
     }
 

@@ -346,7 +346,7 @@ impl GuestCpuid {
         for (index, entry) in wanted.iter().enumerate() {
             let host = host
                 .find(entry.leaf, entry.subleaf)
-                .map_or([0; 4], |found| registers(found));
+                .map_or([0; 4], registers);
             for (register, (want, have)) in registers(entry).into_iter().zip(host).enumerate() {
                 let excess = match (entry.leaf, entry.subleaf, register) {
                     (1, _, ECX | EDX)

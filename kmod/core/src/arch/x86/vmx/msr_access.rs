@@ -249,7 +249,7 @@ impl<H: Host> VmxVcpu<H> {
         let scaled = if self.tsc_multiplier == 0 {
             host
         } else {
-            (u128::from(host) * u128::from(self.tsc_multiplier) >> 48) as u64
+            ((u128::from(host) * u128::from(self.tsc_multiplier)) >> 48) as u64
         };
         scaled
             .wrapping_add(self.tsc_offset)
