@@ -209,7 +209,7 @@ impl Channel {
 
     /// Ends the sending direction and reads until the peer has ended its own, at most [`LINGER`].
     pub fn linger(mut self) {
-        if self.link.end_sending().is_err() {
+        if self.link.end_sending().is_err() || !self.link.is_bounded() {
             return;
         }
         let scope = Scope::with_limit("giving-up", LINGER);

@@ -130,6 +130,11 @@ pub trait Link: Read + Write + Send {
     /// The system's.
     fn end_sending(&mut self) -> io::Result<()>;
 
+    /// Whether [`Self::set_timeout`] has an effect. Nobody waits for the end of a link that cannot be bounded.
+    fn is_bounded(&self) -> bool {
+        true
+    }
+
     /// The other side, for messages.
     fn peer(&self) -> String;
 }
@@ -206,6 +211,10 @@ impl<R: Read + Send, W: Write + Send> Link for Duplex<R, W> {
 
     fn end_sending(&mut self) -> io::Result<()> {
         self.writer.flush()
+    }
+
+    fn is_bounded(&self) -> bool {
+        false
     }
 
     fn peer(&self) -> String {

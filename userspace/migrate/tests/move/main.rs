@@ -17,3 +17,4 @@ mod hostile;
 mod network;
 mod refusals;
 mod success;
+mod ways;
