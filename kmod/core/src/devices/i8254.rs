@@ -146,7 +146,16 @@ impl Recorder {
         &self.log
     }
 
+    /// The log of a counter begins with a control word. If the guest has given none, it is what the counter has after
+    /// power-on: low then high byte, mode 3.
     fn append(&mut self, register: u16, access: Access) {
+        let (counter, item) = split(register);
+        let control = CONTROL + counter * COUNTER;
+        if item != CONTROL && self.log.last_of(control).is_none() {
+            let value = u64::from(counter) << 6 | 0x36;
+            let access = Access::write(Location::new(0, 3), Width::W1, value);
+            self.log.append(control, access);
+        }
         self.log.append(register, access);
         self.newest = Some(register);
     }

@@ -390,13 +390,14 @@ pub fn plan(records: &[StateRecord], sink: &mut Sink<'_, PlanStep>) -> Result<()
         plan.write(entry.register, entry.access.value)?;
     }
     for base in [0, SLAVE] {
-        // ICW1 clears the mask. A chip that was never programmed has nothing to be checked.
+        // ICW1 clears the mask. A chip that was never initialized has nothing to be checked, and may have a poll pending
+        // from before, if this plan puts its own state back.
+        let initialized = retraced.log.last_of(ICW1 + base).is_some();
         let mask = retraced
             .log
             .last_of(OCW1 + base)
-            .map(|entry| entry.access.value);
-        let cleared = retraced.log.last_of(ICW1 + base).map(|_| 0);
-        if let Some(mask) = mask.or(cleared) {
+            .map_or(0, |entry| entry.access.value);
+        if initialized {
             plan.check(OCW1 + base, mask, 0xff)?;
         }
     }

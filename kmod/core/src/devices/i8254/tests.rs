@@ -311,4 +311,21 @@ proptest! {
             prop_assert_eq!((0..3).map(|i| there.timer.out(i)).collect::<Vec<_>>(), (0..3).map(|i| here.timer.out(i)).collect::<Vec<_>>());
         }
     }
+
+    #[test]
+    fn a_timer_that_gets_its_own_state_back_is_as_it_was(
+        before in proptest::collection::vec(op(), 0..80),
+    ) {
+        let mut here = Device::new();
+        for op in before {
+            apply(&mut here, op);
+        }
+        here.timer.advance(here.now);
+        let (timer, records) = (here.timer, here.capture());
+        let steps = planned(KIND_I8254, &records).expect("a captured state");
+        let outcome = restore(&mut here.recorder, &mut here.timer.at(here.now), &mut Still::default(), &steps);
+        assert_done(KIND_I8254, &steps, outcome);
+        prop_assert_eq!(here.timer, timer);
+        prop_assert_eq!(by_register(here.capture()), by_register(records));
+    }
 }

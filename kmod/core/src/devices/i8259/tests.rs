@@ -45,6 +45,19 @@ impl Device {
             .expect("a model is always at rest")
     }
 
+    /// Puts the captured state back where it came from, as after a move that failed.
+    fn put_back(&mut self) {
+        let records = self.capture();
+        let steps = planned(KIND_I8259, &records).expect("a captured state");
+        let outcome = restore(
+            &mut self.recorder,
+            &mut self.pair,
+            &mut Still::default(),
+            &steps,
+        );
+        assert_done(KIND_I8259, &steps, outcome);
+    }
+
     fn moved(&mut self) -> Self {
         let records = self.capture();
         let steps = planned(KIND_I8259, &records).expect("a captured state");
@@ -282,5 +295,19 @@ proptest! {
             prop_assert_eq!(apply(&mut there, op), apply(&mut here, op), "{:?}", op);
             prop_assert_eq!(there.pair.pending(), here.pair.pending());
         }
+    }
+
+    #[test]
+    fn a_pair_that_gets_its_own_state_back_is_as_it_was(
+        before in proptest::collection::vec(op(), 0..80),
+    ) {
+        let mut here = Device::new();
+        for op in before {
+            apply(&mut here, op);
+        }
+        let (pair, records) = (here.pair, here.capture());
+        here.put_back();
+        prop_assert_eq!(here.pair, pair);
+        prop_assert_eq!(by_register(here.capture()), by_register(records));
     }
 }

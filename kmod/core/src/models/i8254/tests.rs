@@ -95,6 +95,17 @@ fn a_count_of_0_is_the_highest() {
 }
 
 #[test]
+fn a_count_of_1_which_is_illegal_in_modes_2_and_3_makes_no_edge() {
+    for mode in [2, 3] {
+        let mut timer = programmed(0, mode, 1);
+        timer.advance(ns_of(1));
+        while timer.take_edge() {}
+        assert_eq!(timer.next_edge(ns_of(1)), None);
+        assert_eq!(timer.advance(1_000_000_000), 0);
+    }
+}
+
+#[test]
 fn a_bcd_counter_counts_in_decimal() {
     let mut timer = I8254::new();
     timer.write(CONTROL, 0x31 | 2 << 1, 0);
