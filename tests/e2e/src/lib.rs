@@ -7,6 +7,8 @@
 
 use std::error::Error;
 
+pub mod guest;
+
 use pvmm_lab::Lab;
 
 /// Result of a test.

@@ -134,7 +134,7 @@ fn bochsrc(config: &MachineConfig<'_>) -> String {
          com1: enabled=1, mode=file, dev=console.log\n\
          com2: enabled=1, mode=socket-client, dev=127.0.0.1:{}\n\
          parport1: enabled=1, file=parport.out\n\
-         clock: sync=none\n\
+         clock: sync=slowdown\n\
          log: bochs.log\n\
          error: action=ignore\n\
          panic: action=fatal\n",

@@ -16,10 +16,10 @@ use crate::prepare::{Base, GUEST_INITRD, GUEST_KERNEL};
 #[derive(Args)]
 pub struct Arguments {
     /// The guest's memory
-    #[arg(long, value_name = "SIZE", default_value = "96M")]
+    #[arg(long, value_name = "SIZE", default_value = "80M")]
     memory: String,
     /// How busily the guest rewrites its memory: idle, slow or fast
-    #[arg(long, value_name = "LOAD", default_value = "slow")]
+    #[arg(long, value_name = "LOAD", default_value = "idle")]
     load: String,
 }
 
@@ -29,6 +29,9 @@ const GUEST: &str = "traveller";
 const CONSOLES: &str = "/tmp/consoles";
 /// Port of the daemon that takes the guest.
 const PORT: u16 = 7000;
+/// The emulated machines execute some 50 million instructions a second and send 2 MB in that time, so the default limit
+/// of 300 ms would leave room for neither.
+const DOWNTIME_LIMIT_MS: &str = "3000";
 /// How long a step may take on a slow machine.
 const LIMIT: Duration = Duration::from_secs(900);
 
@@ -78,7 +81,15 @@ fn show(arguments: &Arguments) -> Result<()> {
     last_line(&mut one, "the guest says, on the first machine")?;
 
     let step = Step::begin("moving it to the second machine while it works", "30 s");
-    let out = one.run_with(&["pvmmd", "migrate", GUEST, &target], LIMIT, &mut |frame| {
+    let words = [
+        "pvmmd",
+        "migrate",
+        GUEST,
+        &target,
+        "--downtime-limit",
+        DOWNTIME_LIMIT_MS,
+    ];
+    let out = one.run_with(&words, LIMIT, &mut |frame| {
         if let Frame::Stdout(bytes) | Frame::Stderr(bytes) = frame {
             eprint!("{}", String::from_utf8_lossy(bytes));
         }
