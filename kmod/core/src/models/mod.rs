@@ -27,6 +27,9 @@ fn read_bytes(at: Location, width: Width, mut read: impl FnMut(Location) -> u8) 
 /// Splits a write of an 8-bit device into single bytes at rising offsets, as the ISA bus does.
 fn write_bytes(at: Location, width: Width, value: u64, mut write: impl FnMut(Location, u8)) {
     for (index, byte) in (0..width.bytes()).zip(value.to_le_bytes()) {
-        write(Location::new(at.range, at.offset.wrapping_add(index.into())), byte);
+        write(
+            Location::new(at.range, at.offset.wrapping_add(index.into())),
+            byte,
+        );
     }
 }
