@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 /// A virtual machine monitor whose guests drive real devices and can still be moved while they run.
 #[derive(Debug, Parser)]
-#[command(name = "pvmmd", version, about, after_help = EXIT_CODES, max_term_width = 100)]
+#[command(name = "pvmmd", version, after_help = EXIT_CODES, max_term_width = 100)]
 pub struct Cli {
     /// The daemon's control socket.
     #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_SOCKET)]
@@ -103,6 +103,10 @@ pub struct Serve {
     /// Write what each guest prints to DIR/NAME.log.
     #[arg(long, value_name = "DIR")]
     pub console_log: Option<PathBuf>,
+    /// Ask a peer for so many seconds whether it runs a guest when its answer to the commit got lost; then the guest is in
+    /// doubt and waits for `migrate-recover`. Default: 60.
+    #[arg(long, value_name = "S")]
+    pub recover_limit: Option<u64>,
 }
 
 /// Options of `run`.

@@ -4,6 +4,7 @@
 
 use clap::Parser;
 use pvmmd::cli::Cli;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
@@ -14,6 +15,7 @@ fn main() -> ExitCode {
         .from_env_lossy();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
     match pvmmd::commands::execute(cli) {

@@ -8,6 +8,10 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+/// How long a reader that has waited gives the output to become more. A guest prints byte by byte; a reader woken for each
+/// would cost more than the printing.
+const GATHER: Duration = Duration::from_millis(10);
+
 /// How much is kept for readers that come later, in bytes.
 pub const CAPACITY: usize = 256 << 10;
 
@@ -67,12 +71,21 @@ impl Console {
 
     /// Reads on from `position` (0: the oldest that there is), waiting up to `limit` for output.
     pub fn read(&self, position: u64, limit: Duration) -> Chunk {
-        let ring = self.ring();
-        let (ring, _) = self
-            .shared
-            .1
-            .wait_timeout_while(ring, limit, |ring| ring.total <= position && !ring.closed)
-            .unwrap_or_else(PoisonError::into_inner);
+        let nothing_new = |ring: &mut Ring| ring.total <= position && !ring.closed;
+        let mut ring = self.ring();
+        if nothing_new(&mut ring) {
+            ring = self
+                .shared
+                .1
+                .wait_timeout_while(ring, limit, nothing_new)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+            if !nothing_new(&mut ring) && !ring.closed {
+                drop(ring);
+                std::thread::sleep(GATHER);
+                ring = self.ring();
+            }
+        }
         let oldest = ring.total - ring.bytes.len() as u64;
         let from = position.clamp(oldest, ring.total);
         // Both are at most the ring's length.

@@ -12,6 +12,7 @@ use pvmm_vmm::ioctl::DevPvmm;
 use pvmm_vmm::Hypervisor;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Runs the daemon.
 pub fn serve(socket: &Path, options: Serve) -> Result<(), Failure> {
@@ -36,6 +37,7 @@ pub fn serve(socket: &Path, options: Serve) -> Result<(), Failure> {
             grants: options.grant,
             max_memory: options.max_memory,
             console_log: options.console_log,
+            recover_limit: options.recover_limit.map(Duration::from_secs),
         },
     );
     let target_options = Arc::new(TargetOptions::default());

@@ -33,7 +33,7 @@ pub fn list(socket: &Path, as_json: bool) -> Result<(), Failure> {
     if as_json {
         return json(&guests);
     }
-    println!("{:<24} {:<10} {:>10}  DEVICES", "NAME", "STATE", "MEMORY");
+    println!("{:<24} {:<16} {:>10}  DEVICES", "NAME", "STATE", "MEMORY");
     for guest in guests {
         let state = match &guest.end {
             Some(end) => format!("{} ({end})", guest.state),
@@ -41,7 +41,7 @@ pub fn list(socket: &Path, as_json: bool) -> Result<(), Failure> {
             None => guest.state.to_string(),
         };
         println!(
-            "{:<24} {:<10} {:>10}  {}",
+            "{:<24} {:<16} {:>10}  {}",
             guest.name,
             state,
             size::show(guest.memory),

@@ -20,6 +20,8 @@ enum Stage {
     Here,
     /// It is paused here and may be running at a peer.
     InDoubt(Box<InDoubt>),
+    /// As before, and somebody is finding out.
+    Resolving,
     /// It has ended.
     Ended(End, Instant),
 }
@@ -146,6 +148,9 @@ impl Guest {
                 "guest \"{name}\" is still arriving from a peer"
             ))),
             Stage::InDoubt(in_doubt) => Err(ControlError::failed(in_doubt)),
+            Stage::Resolving => Err(ControlError::failed(format!(
+                "it is being found out where guest \"{name}\" runs; wait for the end"
+            ))),
             Stage::Here | Stage::Ended(..) => Ok(()),
         }
     }
@@ -188,10 +193,11 @@ impl Guest {
         }
     }
 
-    /// Takes the doubt, to resolve it. Whoever takes it puts it back if it remains.
+    /// Takes the doubt, to resolve it. Whoever takes it calls [`Self::set_in_doubt`] if it remains, or
+    /// [`Self::set_here`] if the guest stays.
     pub fn take_doubt(&self) -> Option<Box<InDoubt>> {
         let mut stage = lock(&self.stage);
-        match std::mem::replace(&mut *stage, Stage::Here) {
+        match std::mem::replace(&mut *stage, Stage::Resolving) {
             Stage::InDoubt(in_doubt) => Some(in_doubt),
             other => {
                 *stage = other;
@@ -200,12 +206,20 @@ impl Guest {
         }
     }
 
+    /// Its doubt is resolved: it stays here.
+    pub fn set_here(&self) {
+        let mut stage = lock(&self.stage);
+        if matches!(*stage, Stage::Resolving) {
+            *stage = Stage::Here;
+        }
+    }
+
     /// What a client is told about it.
     pub fn info(&self) -> GuestInfo {
         let paused = self.vm().map(|vm| vm.is_paused()).unwrap_or(true);
         let (state, end) = match &*lock(&self.stage) {
             Stage::Arriving => (GuestState::Inmigrate, None),
-            Stage::InDoubt(_) => (GuestState::InDoubt, None),
+            Stage::InDoubt(_) | Stage::Resolving => (GuestState::InDoubt, None),
             Stage::Ended(end, _) => (GuestState::Ended, Some(end.clone())),
             Stage::Here if paused => (GuestState::Paused, None),
             Stage::Here => (GuestState::Running, None),

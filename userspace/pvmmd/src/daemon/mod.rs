@@ -16,7 +16,7 @@ pub mod source;
 pub mod target;
 
 use guest::Guest;
-use pvmm_control::{ControlError, ErrorClass};
+use pvmm_control::{ControlError, ErrorClass, GuestState};
 use pvmm_migrate::Sessions;
 use pvmm_vmm::host_serial::HostSerialPorts;
 use pvmm_vmm::vcpu::End;
@@ -41,6 +41,9 @@ pub struct Options {
     pub max_memory: Option<u64>,
     /// Where each guest's console output is written.
     pub console_log: Option<PathBuf>,
+    /// How long a peer is asked whether it runs a guest when its answer to the commit got lost. `None` takes the
+    /// engine's default.
+    pub recover_limit: Option<Duration>,
 }
 
 /// A place in the registry.
@@ -230,6 +233,12 @@ impl Daemon {
             guest.cancel_move();
         }
         for guest in guests {
+            if guest.info().state == GuestState::InDoubt {
+                tracing::warn!(
+                    guest = guest.name(),
+                    "it ends here although it is not known if it runs at the peer; look there"
+                );
+            }
             guest.finish(End::Stopped);
         }
         // A log ends with its guest; a thread that panicked has said so.

@@ -71,9 +71,18 @@ impl Drop for FinishGuard {
     }
 }
 
-/// The engine's options for a request.
-pub fn options(request: &Migrate) -> Result<SourceOptions, ControlError> {
+/// The engine's options as this daemon's operator wants them.
+fn defaults(daemon: &Daemon) -> SourceOptions {
     let mut options = SourceOptions::default();
+    if let Some(limit) = daemon.options().recover_limit {
+        options.recover_limit = limit;
+    }
+    options
+}
+
+/// The engine's options for a request.
+fn options(daemon: &Daemon, request: &Migrate) -> Result<SourceOptions, ControlError> {
+    let mut options = defaults(daemon);
     if let Some(mode) = &request.mode {
         options.mode = mode.parse().map_err(ControlError::invalid)?;
     }
@@ -100,7 +109,7 @@ pub fn start(
     request: &Migrate,
 ) -> Result<Arc<Move>, ControlError> {
     let url: Url = request.url.parse().map_err(ControlError::invalid)?;
-    let options = options(request)?;
+    let options = options(daemon, request)?;
     let capabilities = daemon
         .hypervisor()
         .capabilities()
@@ -145,13 +154,7 @@ pub fn recover(guest: &Arc<Guest>, decision: Decision, daemon: &Daemon) -> Outco
     let in_doubt = *guest.take_doubt().ok_or_else(not_in_doubt)?;
     let (target, job) = (&this.target, &this.job);
     let recovered = match decision {
-        Decision::Ask => source::recover(
-            &mut leaving,
-            in_doubt,
-            target,
-            &SourceOptions::default(),
-            job,
-        ),
+        Decision::Ask => source::recover(&mut leaving, in_doubt, target, &defaults(daemon), job),
         Decision::ResumeHere => source::resume_here(&mut leaving, in_doubt, target, job),
         Decision::Discard => Ok(source::discard(&mut leaving, in_doubt, job)),
     };
@@ -160,8 +163,16 @@ pub fn recover(guest: &Arc<Guest>, decision: Decision, daemon: &Daemon) -> Outco
             guest.finish(pvmm_vmm::vcpu::End::Moved);
             notes
         }
-        Ok(Recovered::ResumedHere { notes }) => notes,
-        Err(failure) => return Err(failed(guest, *failure)),
+        Ok(Recovered::ResumedHere { notes }) => {
+            guest.set_here();
+            notes
+        }
+        Err(failure) => {
+            let error = failed(guest, *failure);
+            // Unless the doubt remains: then it has been put back.
+            guest.set_here();
+            return Err(error);
+        }
     };
     for note in notes {
         tracing::warn!(guest = name, "{note}");

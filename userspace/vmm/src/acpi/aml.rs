@@ -113,7 +113,7 @@ mod tests {
 
     #[test]
     fn encodings_are_those_that_iasl_makes() {
-        // From a listing of `iasl -l` for the same source.
+        // What ACPICA's compiler, iasl, makes of the same source.
         assert_eq!(eisa_id(b"PNP0501"), [0x0c, 0x41, 0xd0, 0x05, 0x01]);
         assert_eq!(
             name(b"_UID", integer(1)),

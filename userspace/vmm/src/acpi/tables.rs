@@ -26,8 +26,8 @@ const RESET_VALUE: u8 = 0x06;
 
 const LOCAL_APIC: u32 = 0xfee0_0000;
 const IO_APIC: u32 = 0xfec0_0000;
-/// The I/O APIC's id, out of the way of the local APICs' ids.
-pub const IO_APIC_ID: u8 = 15;
+/// The I/O APIC's id: that of the model after reset (82093AA data sheet, 3.2.1), which nobody has programmed yet.
+pub const IO_APIC_ID: u8 = 0;
 
 // FADT flags (table 5.10).
 const WBINVD: u32 = 1 << 0;

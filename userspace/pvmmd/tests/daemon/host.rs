@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: GPL-2.0
+//! One host with its daemon on a fake hypervisor, as its clients see it.
+
+use pvmm_control::request::{Console, Migrate, Name, Run};
+use pvmm_control::{
+    Client, ClientError, ControlError, Event, GuestInfo, GuestState, Reply, Request,
+};
+use pvmm_migrate::{Statistics, TargetOptions, Url};
+use pvmm_vmm::boot::bzimage::made_up_image;
+use pvmm_vmm::fake::FakeHypervisor;
+use pvmm_vmm::host_serial::HostSerialPorts;
+use pvmm_vmm::IrqChip;
+use pvmmd::daemon::server::{serve_control, serve_moves, ControlSocket};
+use pvmmd::daemon::{Daemon, Options};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub const LIMIT: Duration = Duration::from_secs(60);
+/// The device that the fake machine has.
+pub const SERIAL: &str = "serial,port=0x2f8,irq=3";
+
+/// One host with its daemon.
+pub struct Host {
+    pub directory: tempfile::TempDir,
+    pub daemon: Arc<Daemon>,
+    pub url: Url,
+    _control: ControlSocket,
+}
+
+impl Host {
+    pub fn new(grants: &[&str], target_options: TargetOptions) -> Self {
+        Self::with(FakeHypervisor::default(), grants, target_options)
+    }
+
+    pub fn with(
+        hypervisor: FakeHypervisor,
+        grants: &[&str],
+        target_options: TargetOptions,
+    ) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory can be made");
+        std::fs::write(
+            directory.path().join("vmlinuz"),
+            made_up_image(b"code", 1 << 20),
+        )
+        .expect("writable");
+        let daemon = Daemon::new(
+            Arc::new(hypervisor),
+            HostSerialPorts::new(Path::new("/nonexistent")),
+            Options {
+                grants: grants
+                    .iter()
+                    .map(|grant| grant.parse().expect("a valid option"))
+                    .collect(),
+                max_memory: Some(256 << 20),
+                console_log: Some(directory.path().to_owned()),
+                recover_limit: Some(Duration::from_secs(1)),
+            },
+        );
+        let url = "tcp:127.0.0.1:0".parse().expect("a valid address");
+        let url = serve_moves(&daemon, &url, Arc::new(target_options)).expect("a free port");
+        let control =
+            serve_control(&daemon, &directory.path().join("control.sock")).expect("a new socket");
+        Self {
+            directory,
+            daemon,
+            url,
+            _control: control,
+        }
+    }
+
+    pub fn plain() -> Self {
+        Self::new(&[], TargetOptions::default())
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("control.sock")
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(&self.socket()).expect("the daemon runs")
+    }
+
+    pub fn call(&self, request: Request) -> Result<Reply, ClientError> {
+        self.client().call(request)
+    }
+
+    pub fn run(&self, name: &str, devices: &[&str]) -> Result<Reply, ClientError> {
+        self.call(Request::Run(Box::new(Run {
+            name: name.into(),
+            kernel: self.directory.path().join("vmlinuz"),
+            initrd: None,
+            cmdline: "console=ttyS0".into(),
+            memory: 64 << 20,
+            irqchip: IrqChip::Apic,
+            devices: devices
+                .iter()
+                .map(|device| device.parse().expect("a valid option"))
+                .collect(),
+        })))
+    }
+
+    pub fn guests(&self) -> Vec<GuestInfo> {
+        match self.call(Request::List).expect("the daemon answers") {
+            Reply::Guests(guests) => guests,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn info(&self, name: &str) -> GuestInfo {
+        match self.call(Request::Info(Name { name: name.into() })) {
+            Ok(Reply::Guest(guest)) => *guest,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until a guest is in a state.
+    pub fn wait_state(&self, name: &str, state: GuestState) {
+        let limit = Instant::now() + LIMIT;
+        while self.info(name).state != state {
+            assert!(Instant::now() < limit, "{:?}", self.info(name));
+            std::thread::yield_now();
+        }
+    }
+
+    /// How many guests run.
+    pub fn running(&self) -> usize {
+        self.guests()
+            .iter()
+            .filter(|guest| guest.state == GuestState::Running)
+            .count()
+    }
+
+    pub fn migrate(&self, name: &str, to: &Url) -> (Result<Reply, ClientError>, Vec<Statistics>) {
+        let mut events = Vec::new();
+        let request = Migrate {
+            name: name.into(),
+            url: to.to_string(),
+            mode: None,
+            downtime_limit: Some(5000),
+            max_bandwidth: None,
+            timeout: None,
+            timeout_action: None,
+        };
+        let result = self
+            .client()
+            .call_with_events(Request::Migrate(Box::new(request)), |event| {
+                let Event::Migration(statistics) = event;
+                events.push(*statistics);
+            });
+        (result, events)
+    }
+
+    pub fn console(&self, name: &str) -> ConsoleReader {
+        let mut client = self.client();
+        let request = Request::Console(Console {
+            name: name.into(),
+            backlog: true,
+        });
+        client.call(request).expect("the guest is there");
+        let stream = client.into_raw();
+        stream
+            .get_ref()
+            .set_read_timeout(Some(LIMIT))
+            .expect("not zero");
+        ConsoleReader {
+            stream,
+            seen: String::new(),
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.daemon.stop_all();
+    }
+}
+
+pub struct ConsoleReader {
+    stream: std::io::BufReader<std::os::unix::net::UnixStream>,
+    pub seen: String,
+}
+
+impl ConsoleReader {
+    pub fn read(&mut self) -> usize {
+        let mut buffer = [0; 1024];
+        let count = self.stream.read(&mut buffer).expect("output in time");
+        self.seen
+            .push_str(&String::from_utf8_lossy(&buffer[..count]));
+        count
+    }
+
+    pub fn wait_for(&mut self, text: &str) {
+        while !self.seen.contains(text) {
+            assert!(
+                self.read() > 0,
+                "the console ended without \"{text}\": {}",
+                self.seen
+            );
+        }
+    }
+
+    pub fn wait_end(&mut self) {
+        while self.read() > 0 {}
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream
+            .get_mut()
+            .write_all(bytes)
+            .expect("the daemon takes it");
+    }
+
+    /// The numbers of the complete beats seen.
+    pub fn beats(&self) -> Vec<u64> {
+        assert!(!self.seen.contains("LOST"), "{}", self.seen);
+        beats(&self.seen)
+    }
+}
+
+/// The numbers of the lines `beat N` that are complete.
+pub fn beats(text: &str) -> Vec<u64> {
+    let end = text.rfind('\n').map_or(0, |end| end + 1);
+    text[..end]
+        .lines()
+        .filter_map(|line| line.strip_prefix("beat ")?.parse().ok())
+        .collect()
+}
+
+pub fn error(result: Result<Reply, ClientError>) -> ControlError {
+    match result {
+        Err(ClientError::Control(error)) => error,
+        other => panic!("an error of the daemon was expected: {other:?}"),
+    }
+}
+
+pub fn name(name: &str) -> Name {
+    Name { name: name.into() }
+}
