@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The phases of a move, one enum per side, and [`run_phase`], the one place through which each of them goes: it
+//! The phases of a move, one enum per side, and `run_phase`, the one place through which each of them goes: it
 //! traces, times, calls the operator's hook and gives the phase a [`Scope`] that knows when to stop.
 //!
 //! | source | target |

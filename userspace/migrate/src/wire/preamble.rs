@@ -57,7 +57,7 @@ impl Offer {
         frame(&body)
     }
 
-    /// Reads the body that [`body_length`] announced.
+    /// Reads the body that `body_length` announced.
     ///
     /// # Errors
     ///
@@ -100,7 +100,7 @@ impl Answer {
         frame(&body)
     }
 
-    /// Reads the body that [`body_length`] announced.
+    /// Reads the body that `body_length` announced.
     ///
     /// # Errors
     ///
