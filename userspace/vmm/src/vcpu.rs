@@ -24,13 +24,17 @@ use vmm_sys_util::signal::{register_signal_handler, Killable, SIGRTMIN};
 const ANSWER_SECONDS: u64 = 30;
 /// How long to wait for an answer before the signal is sent again.
 const KICK_INTERVAL: Duration = Duration::from_millis(2);
+/// How often VT-x is tried again when another hypervisor has it.
+const VMX_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How a guest came to its end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "reason", content = "detail")]
 pub enum End {
-    /// It powered itself off, or a triple fault shut it down.
+    /// It powered itself off.
     Shutdown,
+    /// A triple fault shut it down (SDM volume 3, 6.15).
+    TripleFault,
     /// It reset itself. A guest is not started again.
     Reset,
     /// It halted with interrupts disabled.
@@ -46,7 +50,8 @@ pub enum End {
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Shutdown => write!(f, "shut down"),
+            Self::Shutdown => write!(f, "powered off"),
+            Self::TripleFault => write!(f, "triple fault"),
             Self::Reset => write!(f, "reset"),
             Self::Halted => write!(f, "halted for ever"),
             Self::Stopped => write!(f, "stopped"),
@@ -109,6 +114,7 @@ impl Vcpu {
                 ..Run::default()
             },
             unfinished: false,
+            waiting_for_vmx: false,
         };
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{number}"))
@@ -253,6 +259,8 @@ struct Runner {
     run: Run,
     /// The last exit was an access that the next `RUN` completes.
     unfinished: bool,
+    /// The last attempt to run found VT-x taken.
+    waiting_for_vmx: bool,
 }
 
 /// Ends the state even if the thread panics, so that nobody waits for it in vain.
@@ -354,9 +362,32 @@ impl Runner {
             Err(error) => Some(End::Error(error.to_string())),
             Ok(()) => {
                 self.unfinished = false;
+                let taken =
+                    self.run.exit == EXIT_INTERNAL_ERROR && self.run.error == ERROR_VMX_UNAVAILABLE;
+                if self.waiting_for_vmx && !taken {
+                    self.waiting_for_vmx = false;
+                    tracing::info!("VT-x is free again; the guest goes on");
+                }
                 self.answer()
             }
         }
+    }
+
+    /// Another hypervisor has the virtualisation hardware: waits a while, or until the vCPU shall not run anyway.
+    fn wait_for_vmx(&mut self) {
+        if !self.waiting_for_vmx {
+            tracing::warn!(
+                "another hypervisor has taken VT-x; the guest stands still until it is unloaded (for KVM: rmmod kvm_intel)"
+            );
+        }
+        self.waiting_for_vmx = true;
+        let state = self.shared.lock();
+        // Whether the time or the wish ended the wait, the thread's loop finds out.
+        drop(
+            self.shared
+                .changed
+                .wait_timeout_while(state, VMX_INTERVAL, |state| state.0 == Wish::Run),
+        );
     }
 
     fn answer(&mut self) -> Option<End> {
@@ -380,8 +411,11 @@ impl Runner {
                     run.value = u64::MAX;
                 }
             }
-            EXIT_SHUTDOWN => return Some(End::Shutdown),
+            EXIT_POWER_OFF => return Some(End::Shutdown),
+            EXIT_RESET => return Some(End::Reset),
+            EXIT_SHUTDOWN => return Some(End::TripleFault),
             EXIT_HALTED_FOREVER => return Some(End::Halted),
+            EXIT_INTERNAL_ERROR if run.error == ERROR_VMX_UNAVAILABLE => self.wait_for_vmx(),
             EXIT_INTERNAL_ERROR => return Some(End::Error(internal_error(run))),
             other => {
                 return Some(End::Error(format!(

@@ -110,6 +110,8 @@ fn a_guest_ends_as_it_wants_and_the_reason_is_kept() {
     for (key, end) in [
         (b'q', End::Shutdown),
         (b'r', End::Reset),
+        (b'k', End::Reset),
+        (b't', End::TripleFault),
         (b'h', End::Halted),
         (b'x', End::Error("unknown exit reason 0x4d".into())),
     ] {
@@ -123,7 +125,7 @@ fn a_guest_ends_as_it_wants_and_the_reason_is_kept() {
         assert!(vm.fd().is_err(), "nothing is left of it");
         cases += 1;
     }
-    assert_eq!(cases, 4);
+    assert_eq!(cases, 6);
 }
 
 #[test]

@@ -2,9 +2,9 @@
 //! A hypervisor without hardware, for tests: its virtual machines have the module's interface and one built-in guest.
 //!
 //! The guest's whole state is its memory and its vCPU's registers, so it can be moved. It prints `beat N` lines on COM1,
-//! writes N into a page of memory before each, and echoes what it receives, except: `q` shuts it down, `r` resets it, `h`
-//! halts it, `x` makes the monitor fail. A beat whose memory does not hold the last one's number prints `LOST`. Its 8259
-//! and 8254 are the core's models behind the core's recorders.
+//! writes N into a page of memory before each, and echoes what it receives, except: `q` powers it off, `r` resets it,
+//! `k` does so by port 64h, `t` is a triple fault, `h` halts it, `x` makes the monitor fail. A beat whose memory does not
+//! hold the last one's number prints `LOST`. Its 8259 and 8254 are the core's models behind the core's recorders.
 
 mod devices;
 
@@ -225,9 +225,11 @@ impl Inner {
             GOT_RBR => {
                 cpu.rip = READ_LSR;
                 match cpu.gpr[RDX] as u8 {
-                    b'q' => run.exit = EXIT_SHUTDOWN,
+                    b'q' => run.exit = EXIT_POWER_OFF,
+                    b'r' => run.exit = EXIT_RESET,
+                    b't' => run.exit = EXIT_SHUTDOWN,
                     b'h' => run.exit = EXIT_HALTED_FOREVER,
-                    b'r' => io(run, RESET_PORT, Some(0xfe)),
+                    b'k' => io(run, RESET_PORT, Some(0xfe)),
                     b'x' => {
                         run.exit = EXIT_INTERNAL_ERROR;
                         run.error = ERROR_UNKNOWN_EXIT;
