@@ -32,6 +32,8 @@ const PORT: u16 = 7000;
 /// The emulated machines execute some 50 million instructions a second and send 2 MB in that time, so the default limit
 /// of 300 ms would leave room for neither.
 const DOWNTIME_LIMIT_MS: &str = "3000";
+/// The longest gap in its clocks that the guest accepts: the downtime limit, and what an emulated link may add to it.
+const GAP_MS: &str = "15000";
 /// How long a step may take on a slow machine.
 const LIMIT: Duration = Duration::from_secs(900);
 
@@ -66,7 +68,7 @@ fn show(arguments: &Arguments) -> Result<()> {
 
     let step = Step::begin("starting a Linux guest on the first machine", "90 s");
     let command_line = format!(
-        "console=ttyS0 quiet nokaslr cryptomgr.notests pvmm.load={}",
+        "console=ttyS0 quiet nokaslr cryptomgr.notests pvmm.gap_ms={GAP_MS} pvmm.load={}",
         arguments.load
     );
     let run = format!(
