@@ -25,10 +25,6 @@ pub const COMMAND_LIMIT: Duration = Duration::from_secs(300);
 /// writes, a port that isn't open yet).
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// How long to wait for an answer from a host that may not have a network yet: TCP itself would try
-/// again only after a second.
-const KNOCK: Duration = Duration::from_millis(250);
-
 /// What kind of host to boot.
 #[derive(Debug, Clone)]
 pub struct HostSpec {
@@ -185,7 +181,7 @@ impl Host {
         let address = self.agent_address();
         loop {
             self.check_alive("its agent")?;
-            if let Ok(stream) = TcpStream::connect_timeout(&address, KNOCK) {
+            if let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_secs(2)) {
                 if self.ask(stream, &Request::Ping, COMMAND_LIMIT).is_ok() {
                     return Ok(());
                 }
