@@ -3,6 +3,8 @@
 //!
 //! The host's ports are found in `/sys/class/tty/ttyS*` (Documentation/ABI/testing/sysfs-tty): `port`, `irq`, `type`. A
 //! port of type 0 is held by nobody. A port that is a console is refused: the host would go on writing to it.
+//!
+//! What is taken is noted in a directory, so that after a daemon was killed the next one gives it back.
 
 use crate::error::VmmError;
 use std::fs;
@@ -17,12 +19,8 @@ const GIVE_BACK_INTERVAL: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone)]
 pub struct HostSerialPorts {
     sysfs: PathBuf,
-}
-
-impl Default for HostSerialPorts {
-    fn default() -> Self {
-        Self::new(Path::new("/sys"))
-    }
+    /// Where what is taken is noted.
+    notes: PathBuf,
 }
 
 /// A port that was taken from the host's driver. Dropping it gives it back.
@@ -33,13 +31,35 @@ pub struct HostSerial {
     driver: PathBuf,
     /// The device's name there.
     device: String,
+    note: PathBuf,
 }
 
 impl HostSerialPorts {
-    /// The ports of the host whose sysfs is at `sysfs`.
-    pub fn new(sysfs: &Path) -> Self {
+    /// The ports of the host whose sysfs is at `sysfs`. `notes` is a directory that outlives the daemon but not the host.
+    pub fn new(sysfs: &Path, notes: &Path) -> Self {
         Self {
             sysfs: sysfs.to_owned(),
+            notes: notes.to_owned(),
+        }
+    }
+
+    /// Gives back what a daemon took that is gone. Call it when no other daemon runs.
+    pub fn give_back_leftovers(&self) {
+        // Without the directory nothing was taken.
+        let Ok(entries) = fs::read_dir(&self.notes) else {
+            return;
+        };
+        for note in entries.flatten().map(|entry| entry.path()) {
+            let text = fs::read_to_string(&note).unwrap_or_default();
+            if let [tty, driver, device] = text.lines().collect::<Vec<_>>()[..] {
+                tracing::info!(tty, "was left taken by a daemon that is gone");
+                drop(HostSerial {
+                    tty: tty.to_owned(),
+                    driver: PathBuf::from(driver),
+                    device: device.to_owned(),
+                    note,
+                });
+            }
         }
     }
 
@@ -68,6 +88,15 @@ impl HostSerialPorts {
                  `setserial /dev/{tty} uart none` and start the guest again"
             )));
         }
+        let note = self.notes.join(&name);
+        fs::create_dir_all(&self.notes)
+            .and_then(|()| fs::write(&note, format!("{tty}\n{}\n{name}\n", driver.display())))
+            .map_err(|error| {
+                refused(format!(
+                    "{tty} cannot be noted as taken in {}: {error}",
+                    note.display()
+                ))
+            })?;
         fs::write(driver.join("unbind"), &name).map_err(|error| {
             refused(format!(
                 "{tty} cannot be taken from the host's driver: {error} (writing {name} to {}/unbind); run pvmmd as root",
@@ -79,6 +108,7 @@ impl HostSerialPorts {
             tty,
             driver,
             device: name,
+            note,
         }))
     }
 
@@ -112,6 +142,8 @@ impl Drop for HostSerial {
             match fs::write(self.driver.join("bind"), &self.device) {
                 Ok(()) => {
                     tracing::info!(tty = %self.tty, "given back to the host's driver");
+                    // It may have been removed by hand; a note too many is harmless.
+                    let _ = fs::remove_file(&self.note);
                     return;
                 }
                 Err(error) if Instant::now() > limit => {
@@ -207,6 +239,10 @@ mod tests {
         root
     }
 
+    fn ports(root: &tempfile::TempDir) -> HostSerialPorts {
+        HostSerialPorts::new(root.path(), &root.path().join("notes"))
+    }
+
     fn written(root: &tempfile::TempDir, file: &str) -> Option<String> {
         fs::read_to_string(root.path().join("bus/pnp/drivers/serial").join(file)).ok()
     }
@@ -214,7 +250,7 @@ mod tests {
     #[test]
     fn a_port_is_taken_from_its_driver_and_given_back() {
         let root = sysfs();
-        let ports = HostSerialPorts::new(root.path());
+        let ports = ports(&root);
         let claimed = ports.claim(0x2f8).expect("not a console");
         assert_eq!(written(&root, "unbind").as_deref(), Some("00:05"));
         assert_eq!(written(&root, "bind"), None);
@@ -225,7 +261,7 @@ mod tests {
     #[test]
     fn a_port_that_no_driver_has_needs_nothing() {
         let root = sysfs();
-        let ports = HostSerialPorts::new(root.path());
+        let ports = ports(&root);
         assert!(ports.claim(0x3e8).expect("free").is_none());
         fs::write(root.path().join("class/tty/ttyS1/type"), "0\n").expect("writable");
         assert!(ports.claim(0x2f8).expect("free").is_none());
@@ -236,10 +272,22 @@ mod tests {
     fn a_console_of_the_host_is_refused() {
         let root = sysfs();
         fs::write(root.path().join("class/tty/console/active"), "ttyS1\n").expect("writable");
-        let error = HostSerialPorts::new(root.path())
-            .claim(0x2f8)
-            .expect_err("it is a console");
+        let error = ports(&root).claim(0x2f8).expect_err("it is a console");
         assert!(error.to_string().contains("console=ttyS1"), "{error}");
         assert_eq!(written(&root, "unbind"), None);
+    }
+
+    #[test]
+    fn what_a_killed_daemon_had_taken_is_given_back_by_the_next() {
+        let root = sysfs();
+        let claimed = ports(&root).claim(0x2f8).expect("not a console");
+        // A killed process drops nothing.
+        std::mem::forget(claimed);
+        assert_eq!(written(&root, "bind"), None);
+        ports(&root).give_back_leftovers();
+        assert_eq!(written(&root, "bind").as_deref(), Some("00:05"));
+        let notes = fs::read_dir(root.path().join("notes")).expect("a directory");
+        assert_eq!(notes.count(), 0);
+        ports(&root).give_back_leftovers();
     }
 }

@@ -34,7 +34,7 @@ fn vm(devices: &[&str]) -> Result<Vm, VmmError> {
     };
     Vm::boot(
         &FakeHypervisor::default(),
-        &HostSerialPorts::new(Path::new("/nonexistent")),
+        &HostSerialPorts::new(Path::new("/nonexistent"), Path::new("/nonexistent")),
         config,
         &source,
     )

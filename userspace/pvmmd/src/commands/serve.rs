@@ -3,7 +3,7 @@
 
 use super::Failure;
 use crate::cli::Serve;
-use crate::daemon::server::{prepare_console_log, serve_control, serve_moves};
+use crate::daemon::server::{prepare_console_log, serve_moves, ControlSocket};
 use crate::daemon::{Daemon, Options};
 use nix::sys::signal::{SigSet, Signal};
 use pvmm_migrate::TargetOptions;
@@ -22,6 +22,10 @@ pub fn serve(socket: &Path, options: Serve) -> Result<(), Failure> {
         .thread_block()
         .map_err(|errno| Failure::system("cannot block signals")(errno.into()))?;
     prepare_console_log(options.console_log.as_deref())?;
+    let control = ControlSocket::bind(socket)?;
+    let ports = HostSerialPorts::new(Path::new("/sys"), &socket.with_extension("taken"));
+    // Only now it is certain that no other daemon of this socket runs.
+    ports.give_back_leftovers();
     let hypervisor = DevPvmm::default();
     match hypervisor.capabilities() {
         Ok(capabilities) => tracing::info!(
@@ -32,7 +36,7 @@ pub fn serve(socket: &Path, options: Serve) -> Result<(), Failure> {
     }
     let daemon = Daemon::new(
         Arc::new(hypervisor),
-        HostSerialPorts::default(),
+        ports,
         Options {
             grants: options.grant,
             max_memory: options.max_memory,
@@ -45,7 +49,7 @@ pub fn serve(socket: &Path, options: Serve) -> Result<(), Failure> {
         let url = serve_moves(&daemon, url, Arc::clone(&target_options))?;
         tracing::info!(%url, "waiting for guests; the stream is neither encrypted nor authenticated");
     }
-    let control = serve_control(&daemon, socket)?;
+    control.serve(&daemon)?;
     tracing::info!(socket = %socket.display(), "ready");
     let signal = signals
         .wait()

@@ -180,11 +180,11 @@ impl Daemon {
     }
 
     fn free_memory(&self, taken: &Claim) -> u64 {
-        let available = available_memory().unwrap_or(u64::MAX);
-        match self.options.max_memory {
-            Some(limit) => available.min(limit.saturating_sub(taken.memory)),
-            None => available,
-        }
+        // A guest's memory is taken from the host when it is first touched, so what is available now may be promised.
+        let available = memory_of_host("MemAvailable").unwrap_or(u64::MAX);
+        let total = memory_of_host("MemTotal").unwrap_or(u64::MAX);
+        let limit = self.options.max_memory.unwrap_or(total).min(total);
+        available.min(limit.saturating_sub(taken.memory))
     }
 
     /// Reserves a name, memory and devices for a guest that is to be made. A guest of that name that has ended is
@@ -340,12 +340,12 @@ pub fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<(), C
         .map_err(|error| ControlError::failed(format!("cannot start a thread: {error}")))
 }
 
-/// What the host has free, in bytes.
-fn available_memory() -> Option<u64> {
+/// A line of `/proc/meminfo`, in bytes.
+fn memory_of_host(what: &str) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text
         .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        .find_map(|line| line.strip_prefix(what)?.strip_prefix(':'))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }

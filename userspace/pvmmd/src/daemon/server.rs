@@ -60,6 +60,68 @@ pub enum ServeError {
 /// The control socket. Removed when dropped.
 pub struct ControlSocket {
     path: PathBuf,
+    listener: UnixListener,
+}
+
+impl ControlSocket {
+    /// Takes the socket at `path`; whoever has it is the one daemon there. The socket of a daemon that is gone is
+    /// replaced. Clients that connect wait until [`Self::serve`].
+    pub fn bind(path: &Path) -> Result<Self, ServeError> {
+        let failed = |reason| ServeError::Socket {
+            path: path.to_owned(),
+            reason,
+        };
+        if let Some(directory) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(directory)
+                .map_err(failed)?;
+        }
+        let listener = match UnixListener::bind(path) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                if UnixStream::connect(path).is_ok() {
+                    return Err(ServeError::Running(path.to_owned()));
+                }
+                fs::remove_file(path).map_err(failed)?;
+                UnixListener::bind(path).map_err(failed)?
+            }
+            other => other.map_err(failed)?,
+        };
+        fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(failed)?;
+        Ok(Self {
+            path: path.to_owned(),
+            listener,
+        })
+    }
+
+    /// Serves clients, in threads.
+    pub fn serve(&self, daemon: &Arc<Daemon>) -> Result<(), ServeError> {
+        let listener = self
+            .listener
+            .try_clone()
+            .map_err(|reason| ServeError::Socket {
+                path: self.path.clone(),
+                reason,
+            })?;
+        let daemon = Arc::clone(daemon);
+        spawn("control".into(), move || loop {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    let daemon = Arc::clone(&daemon);
+                    let serve = move || serve_client(&daemon, &stream);
+                    if let Err(error) = spawn("client".into(), serve) {
+                        tracing::warn!(%error, "a client is turned away");
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a client cannot be accepted");
+                    std::thread::sleep(ACCEPT_PAUSE);
+                }
+            }
+        })?;
+        Ok(())
+    }
 }
 
 impl Drop for ControlSocket {
@@ -67,50 +129,6 @@ impl Drop for ControlSocket {
         // It may have been removed by hand.
         let _ = fs::remove_file(&self.path);
     }
-}
-
-/// Serves the control socket at `path`, in threads. The socket of a daemon that is gone is replaced.
-pub fn serve_control(daemon: &Arc<Daemon>, path: &Path) -> Result<ControlSocket, ServeError> {
-    let failed = |reason| ServeError::Socket {
-        path: path.to_owned(),
-        reason,
-    };
-    if let Some(directory) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(directory)
-            .map_err(failed)?;
-    }
-    let listener = match UnixListener::bind(path) {
-        Err(error) if error.kind() == ErrorKind::AddrInUse => {
-            if UnixStream::connect(path).is_ok() {
-                return Err(ServeError::Running(path.to_owned()));
-            }
-            fs::remove_file(path).map_err(failed)?;
-            UnixListener::bind(path).map_err(failed)?
-        }
-        other => other.map_err(failed)?,
-    };
-    fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(failed)?;
-    let daemon = Arc::clone(daemon);
-    spawn("control".into(), move || loop {
-        match listener.accept() {
-            Ok((stream, _)) => {
-                let daemon = Arc::clone(&daemon);
-                if let Err(error) = spawn("client".into(), move || serve_client(&daemon, &stream)) {
-                    tracing::warn!(%error, "a client is turned away");
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a client cannot be accepted");
-                std::thread::sleep(ACCEPT_PAUSE);
-            }
-        }
-    })?;
-    Ok(ControlSocket {
-        path: path.to_owned(),
-    })
 }
 
 /// Serves one client until it goes.

@@ -3,14 +3,9 @@
 
 use crate::host::{error, name, Host, SERIAL};
 use pvmm_control::{ErrorClass, GuestState, Request};
-use pvmm_vmm::fake::FakeHypervisor;
-use pvmm_vmm::host_serial::HostSerialPorts;
 use pvmm_vmm::vcpu::End;
-use pvmmd::daemon::server::serve_control;
-use pvmmd::daemon::{Daemon, Options};
+use pvmmd::daemon::server::ControlSocket;
 use std::io::{Read, Write};
-use std::path::Path;
-use std::sync::Arc;
 
 #[test]
 fn guests_are_started_listed_paused_resumed_and_stopped() {
@@ -113,15 +108,10 @@ fn the_socket_of_a_daemon_that_is_gone_is_replaced_and_a_living_one_is_not() {
     std::fs::create_dir(directory.path().join("sub")).expect("a directory");
     // A listener that is dropped leaves its file.
     drop(std::os::unix::net::UnixListener::bind(&path).expect("a new socket"));
-    let daemon = Daemon::new(
-        Arc::new(FakeHypervisor::default()),
-        HostSerialPorts::new(Path::new("/nonexistent")),
-        Options::default(),
-    );
-    let control = serve_control(&daemon, &path).expect("the old socket is dead");
-    let error = serve_control(&daemon, &path)
+    let control = ControlSocket::bind(&path).expect("the old socket is dead");
+    let error = ControlSocket::bind(&path)
         .map(drop)
-        .expect_err("it is served");
+        .expect_err("somebody has it");
     assert!(error.to_string().contains("already running"), "{error}");
     let mode = std::os::unix::fs::PermissionsExt::mode(
         &std::fs::metadata(&path).expect("it exists").permissions(),

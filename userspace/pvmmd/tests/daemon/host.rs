@@ -10,7 +10,7 @@ use pvmm_vmm::boot::bzimage::made_up_image;
 use pvmm_vmm::fake::FakeHypervisor;
 use pvmm_vmm::host_serial::HostSerialPorts;
 use pvmm_vmm::IrqChip;
-use pvmmd::daemon::server::{serve_control, serve_moves, ControlSocket};
+use pvmmd::daemon::server::{serve_moves, ControlSocket};
 use pvmmd::daemon::{Daemon, Options};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ impl Host {
         .expect("writable");
         let daemon = Daemon::new(
             Arc::new(hypervisor),
-            HostSerialPorts::new(Path::new("/nonexistent")),
+            HostSerialPorts::new(Path::new("/nonexistent"), Path::new("/nonexistent")),
             Options {
                 grants: grants
                     .iter()
@@ -61,7 +61,8 @@ impl Host {
         let url = "tcp:127.0.0.1:0".parse().expect("a valid address");
         let url = serve_moves(&daemon, &url, Arc::new(target_options)).expect("a free port");
         let control =
-            serve_control(&daemon, &directory.path().join("control.sock")).expect("a new socket");
+            ControlSocket::bind(&directory.path().join("control.sock")).expect("a new socket");
+        control.serve(&daemon).expect("a thread can be started");
         Self {
             directory,
             daemon,
