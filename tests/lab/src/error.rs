@@ -14,14 +14,14 @@ pub enum LabError {
     #[error("the lab needs an x86-64 machine, this one is {0}")]
     WrongArchitecture(String),
 
-    /// Neither root nor a user namespace with a range of user ids.
+    /// Not root.
     #[error(
-        "the lab needs root: it makes network namespaces, mounts and a Debian tree\n\
-         run the command as root, or under a user namespace with its own user ids, such as\n\
-         `unshare --user --map-auto --map-root-user -- cargo xtask ...` (needs util-linux 2.38 or \
-         later, /etc/subuid and /etc/subgid, and a kernel that allows it: {0})"
+        "the lab needs root: run the command as root, for example by `sudo -E env \"PATH=$PATH\" cargo \
+         xtask ...`\n\
+         (it makes a Debian tree with device nodes, network namespaces, bridges and taps; a user \
+         namespace alone can't do all of that)"
     )]
-    NotRoot(String),
+    NotRoot,
 
     /// A program that the lab starts isn't installed.
     #[error("`{program}` is missing: install the Debian package `{package}`")]
@@ -111,6 +111,10 @@ pub enum LabError {
     /// Not inside the namespaces that keep the lab's network and processes apart from the machine's.
     #[error("an emulated host needs the lab's namespaces: run this through `cargo xtask`")]
     NotInSandbox,
+
+    /// More hosts than a lab's networks have addresses.
+    #[error("a lab has room for 253 hosts at the most")]
+    TooManyHosts,
 
     /// Something that should have happened on a host didn't.
     #[error(

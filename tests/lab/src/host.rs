@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use pvmm_agent::{Frame, Request, MAX_PAYLOAD, PORT};
 
+use crate::conversation;
 use crate::error::{file, start, LabError, Result};
 use crate::image::Image;
 use crate::machine::{self, Card, Emulator, MachineConfig};
@@ -24,6 +25,10 @@ pub const COMMAND_LIMIT: Duration = Duration::from_secs(300);
 /// Pause between two looks at something that has no event to wait for (a file that an emulator
 /// writes, a port that isn't open yet).
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// How long to wait for an answer from a host that may not have a network yet: TCP itself would try
+/// again only after a second.
+const KNOCK: Duration = Duration::from_millis(250);
 
 /// What kind of host to boot.
 #[derive(Debug, Clone)]
@@ -181,10 +186,10 @@ impl Host {
         let address = self.agent_address();
         loop {
             self.check_alive("its agent")?;
-            if let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_secs(2)) {
-                if self.ask(stream, &Request::Ping, COMMAND_LIMIT).is_ok() {
-                    return Ok(());
-                }
+            if TcpStream::connect_timeout(&address, KNOCK).is_ok()
+                && self.request(&Request::Ping, limit, &mut |_| ()).is_ok()
+            {
+                return Ok(());
             }
             if Instant::now() >= until {
                 return Err(self.timeout("its agent's answer", limit));
@@ -426,13 +431,6 @@ impl Host {
         self.answer(&mut stream, limit, show)
     }
 
-    fn ask(&mut self, mut stream: TcpStream, request: &Request, limit: Duration) -> Result<Frame> {
-        Frame::request(request)
-            .and_then(|frame| frame.write_to(&mut stream))
-            .map_err(|e| self.agent(e))?;
-        self.answer(&mut stream, limit, &mut |_| ())
-    }
-
     /// Reads frames until the last, which it returns.
     fn answer(
         &mut self,
@@ -440,30 +438,19 @@ impl Host {
         limit: Duration,
         show: &mut dyn FnMut(&Frame),
     ) -> Result<Frame> {
-        let until = Instant::now() + limit;
-        let mut reader = PatientReader {
-            stream,
-            until,
-            emulator: &mut self.emulator,
-        };
-        loop {
-            match Frame::read_from(&mut reader) {
-                Ok(frame @ (Frame::Exit(_) | Frame::Done)) => return Ok(frame),
-                Ok(Frame::Failed(message)) => {
-                    return Err(LabError::Refused {
-                        host: self.name.clone(),
-                        message,
-                    })
-                }
-                Ok(frame) => show(&frame),
-                Err(e) => {
-                    self.check_alive("a command")?;
-                    return Err(if e.kind() == std::io::ErrorKind::TimedOut {
-                        self.timeout("a command's end", limit)
-                    } else {
-                        self.agent(e)
-                    });
-                }
+        match conversation::answer(stream, limit, &mut self.emulator, show) {
+            Ok(Frame::Failed(message)) => Err(LabError::Refused {
+                host: self.name.clone(),
+                message,
+            }),
+            Ok(frame) => Ok(frame),
+            Err(e) => {
+                self.check_alive("a command")?;
+                Err(if e.kind() == std::io::ErrorKind::TimedOut {
+                    self.timeout("a command's end", limit)
+                } else {
+                    self.agent(e)
+                })
             }
         }
     }
@@ -520,35 +507,6 @@ impl Drop for Host {
         for wire in [Wire::Control, Wire::Migration] {
             // Gone with the namespace at the latest.
             let _ = self.net.unplug(wire, self.number);
-        }
-    }
-}
-
-/// Reads from the agent until a moment, and notices when the emulator has ended: the connection would
-/// not tell.
-struct PatientReader<'a> {
-    stream: &'a mut TcpStream,
-    until: Instant,
-    emulator: &'a mut Child,
-}
-
-impl std::io::Read for PatientReader<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        use std::io::ErrorKind::{TimedOut, UnexpectedEof, WouldBlock};
-        loop {
-            let left = self.until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(TimedOut.into());
-            }
-            let slice = left.min(Duration::from_millis(500));
-            self.stream.set_read_timeout(Some(slice))?;
-            match self.stream.read(buffer) {
-                Err(e) if e.kind() == WouldBlock || e.kind() == TimedOut => {}
-                other => return other,
-            }
-            if self.emulator.try_wait()?.is_some() {
-                return Err(UnexpectedEof.into());
-            }
         }
     }
 }

@@ -148,7 +148,7 @@ impl Lab {
     pub fn start(&self, spec: &HostSpec) -> Result<Host> {
         let number = self.next.get();
         self.next
-            .set(number.checked_add(1).ok_or(LabError::NotInSandbox)?);
+            .set(number.checked_add(1).ok_or(LabError::TooManyHosts)?);
         let folder = self.folder.join(&spec.name);
         Host::start(&self.tree, &self.image, &self.net, number, spec, &folder)
     }

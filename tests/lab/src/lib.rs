@@ -16,6 +16,7 @@
 pub mod apt;
 pub mod bootdisk;
 pub mod cache;
+mod conversation;
 pub mod cpio;
 pub mod debkernel;
 mod error;

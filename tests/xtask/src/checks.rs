@@ -70,6 +70,11 @@ impl Checks {
         }
     }
 
+    /// Counts something that couldn't even be tried.
+    pub fn fail(&mut self, name: &str) {
+        self.failed.push(name.to_owned());
+    }
+
     /// Prints the result, ending with the line that says how many passed and failed.
     pub fn report(&self) -> bool {
         if !self.failed.is_empty() {
