@@ -122,7 +122,10 @@ fn nothing_is_left_behind_when_a_run_is_killed() -> TestResult {
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
             let mounts = fs::read_to_string("/proc/self/mountinfo")?;
             let before = namespaces();
-            let mut victim = Command::new(&xtask)
+            // Whoever started the tests in the background may have made them, and so the victim, deaf to SIGINT.
+            let mut victim = Command::new("env")
+                .arg("--default-signal=INT")
+                .arg(&xtask)
                 .args([
                     "lab",
                     "run",
@@ -146,9 +149,8 @@ fn nothing_is_left_behind_when_a_run_is_killed() -> TestResult {
             assert!(processes_in(namespace).len() > 2);
 
             kill(Pid::from_raw(i32::try_from(victim.id())?), signal)?;
-            victim.wait()?;
             let until = Instant::now() + Duration::from_secs(20);
-            while !processes_in(namespace).is_empty() {
+            while victim.try_wait()?.is_none() || !processes_in(namespace).is_empty() {
                 assert!(
                     Instant::now() < until,
                     "still there after {signal}: {:?}",

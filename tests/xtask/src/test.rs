@@ -70,7 +70,14 @@ fn source(checks: &mut Checks) {
     checks.tests(
         "unit and property tests",
         "2 min the first time",
-        &mut paths::cargo(&["test", "--quiet", "--workspace", "--", "--format=pretty"]),
+        &mut paths::cargo(&[
+            "test",
+            "--quiet",
+            "--workspace",
+            "--no-fail-fast",
+            "--",
+            "--format=pretty",
+        ]),
     );
 }
 
