@@ -10,6 +10,7 @@ use super::registers::*;
 use super::vmx::capability::VmxCapability;
 use super::xsave::GUEST_XCR0;
 use crate::arch::zeroed;
+use crate::models::local_apic::CRYSTAL_HZ;
 use pvmm_hostabi::{HostMem, OutOfMemory};
 use pvmm_uapi::{CpuidEntry, Pod, CPUID_SUBLEAF, MAX_CPUID_ENTRIES};
 
@@ -133,8 +134,6 @@ const EDX_INVARIANT_TSC: u32 = 1 << 8;
 const MAX_BASIC: u32 = 0x15;
 /// Highest extended leaf that is shown.
 const MAX_EXTENDED: u32 = 0x8000_0008;
-/// The crystal clock of leaf 15H, which is also what the local APIC's timer counts.
-const CRYSTAL_HZ: u32 = 1_000_000_000;
 /// Guest-physical addresses that four levels of EPT reach.
 const MAX_PHYSICAL_BITS: u32 = 46;
 
@@ -460,27 +459,31 @@ impl GuestCpuid {
 
 /// The ratio of the TSC's rate to the crystal's for leaf 15H: denominator (EAX) and numerator (EBX).
 ///
-/// Guests multiply the crystal's rate in kHz by the numerator in 32 bits, so the numerator must stay below 4295; the best
-/// fraction with one that small is within ten parts per million.
+/// Guests multiply the crystal's rate in kHz by the numerator in 32 bits, which bounds the numerator. Fractions with such a
+/// numerator are at most (crystal's kHz) / 2^32 apart in proportion, so the best one is within three parts per million.
 fn tsc_ratio(tsc_khz: u32) -> (u32, u32) {
     const CRYSTAL_KHZ: u64 = CRYSTAL_HZ as u64 / 1000;
+    const MAX_NUMERATOR: u64 = u32::MAX as u64 / CRYSTAL_KHZ;
     let wanted = u64::from(tsc_khz.max(1));
     let mut best = (1, 1);
     let mut best_error = u64::MAX;
-    for numerator in 1..=u64::from(u32::MAX) / CRYSTAL_KHZ {
-        let scaled = numerator * CRYSTAL_KHZ;
-        let denominator = ((scaled + wanted / 2).checked_div(wanted).unwrap_or(1)).max(1);
-        let error = scaled
-            .checked_div(denominator)
-            .unwrap_or(0)
-            .abs_diff(wanted);
-        if error < best_error {
+    for denominator in 1..=MAX_NUMERATOR {
+        let numerator = (wanted * denominator + CRYSTAL_KHZ / 2) / CRYSTAL_KHZ;
+        if numerator > MAX_NUMERATOR {
+            break;
+        }
+        // The error of the fraction, times the denominator: at most half of CRYSTAL_KHZ.
+        let error = (numerator * CRYSTAL_KHZ).abs_diff(wanted * denominator);
+        if numerator > 0 && error.saturating_mul(best.0) < best_error.saturating_mul(denominator) {
             best_error = error;
-            // Both are below 2^32: the denominator is at most the scaled numerator.
-            best = (denominator as u32, numerator as u32);
+            best = (denominator, numerator);
+        }
+        if error == 0 {
+            break;
         }
     }
-    best
+    // Both are at most MAX_NUMERATOR.
+    (best.0 as u32, best.1 as u32)
 }
 
 /// Size of the standard format of the components in `xcr0` (SDM volume 1, 13.4).
@@ -514,14 +517,34 @@ fn xsave_compact_size(xcr0: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::tsc_ratio;
+    use crate::models::local_apic::CRYSTAL_HZ;
     use proptest::prelude::*;
+
+    /// What a guest computes from leaf 15H, in the 32 bits in which Linux does.
+    fn tsc_khz_of_leaf_15h(khz: u32) -> u32 {
+        let (denominator, numerator) = tsc_ratio(khz);
+        let product = (CRYSTAL_HZ / 1000).checked_mul(numerator);
+        product.expect("fits 32 bits") / denominator
+    }
+
+    #[test]
+    fn measured_tsc_rates_are_found_though_they_lie_beside_a_multiple_of_the_crystals() {
+        for khz in [
+            100_000, 1_000_100, 2_399_998, 2_400_100, 2_419_200, 4_571_322, 5_999_999,
+        ] {
+            let found = tsc_khz_of_leaf_15h(khz);
+            assert!(
+                found.abs_diff(khz) <= 1 + khz / 300_000,
+                "{found} for {khz}"
+            );
+        }
+    }
 
     proptest! {
         #[test]
         fn a_guest_that_computes_in_32_bits_finds_the_tsc_rate(khz in 50_000u32..6_000_000) {
-            let (denominator, numerator) = tsc_ratio(khz);
-            let product = 1_000_000u32.checked_mul(numerator).expect("fits 32 bits");
-            prop_assert!((product / denominator).abs_diff(khz) <= 1 + khz / 100_000);
+            let found = tsc_khz_of_leaf_15h(khz);
+            prop_assert!(found.abs_diff(khz) <= 1 + khz / 300_000, "{} for {}", found, khz);
         }
     }
 }

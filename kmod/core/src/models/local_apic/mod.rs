@@ -21,7 +21,7 @@ mod timer;
 mod tests;
 
 pub use access::{IA32_APIC_BASE, IA32_TSC_DEADLINE, X2APIC_FIRST, X2APIC_LAST};
-pub use timer::{BUS_FREQUENCY_HZ, MIN_PERIOD_NS};
+pub use timer::{CRYSTAL_HZ, MIN_PERIOD_NS};
 
 use super::apic_message::{DeliveryMode, Destination, InterruptMessage, Trigger};
 use registers::{

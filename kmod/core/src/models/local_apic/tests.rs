@@ -252,16 +252,16 @@ fn a_one_shot_timer_fires_once_and_reads_as_it_counts() {
     let _ = write(&mut apic, INITIAL_COUNT, 100, 1000);
     assert_eq!(
         apic.next_deadline(&clock()),
-        Some(2600),
-        "100 counts of 16 ns"
+        Some(65_000),
+        "100 counts of 16 clocks of 40 ns"
     );
-    assert_eq!(read(&mut apic, CURRENT_COUNT, 1000 + 16 * 40), 60);
-    apic.advance(2599, tsc(2599));
+    assert_eq!(read(&mut apic, CURRENT_COUNT, 1000 + 40 * 640), 60);
+    apic.advance(64_999, tsc(64_999));
     assert_eq!(apic.pending_vector(), None);
-    apic.advance(2600, tsc(2600));
+    apic.advance(65_000, tsc(65_000));
     assert_eq!(apic.acknowledge(), Some(0xec));
-    assert_eq!(read(&mut apic, CURRENT_COUNT, 2600), 0);
-    assert_eq!(read(&mut apic, INITIAL_COUNT, 2600), 100);
+    assert_eq!(read(&mut apic, CURRENT_COUNT, 65_000), 0);
+    assert_eq!(read(&mut apic, INITIAL_COUNT, 65_000), 100);
     assert_eq!(apic.next_deadline(&clock()), None);
     apic.advance(1 << 40, tsc(1 << 40));
     assert_eq!(apic.highest_request(), None);
@@ -272,7 +272,7 @@ fn a_periodic_timer_keeps_its_phase_however_late_it_is_looked_at() {
     let mut apic = enabled();
     let _ = write(&mut apic, DIVIDE, 0b1011, 0);
     let _ = write(&mut apic, LVT_TIMER, 0x200ec, 0);
-    let _ = write(&mut apic, INITIAL_COUNT, 1_000_000, 500);
+    let _ = write(&mut apic, INITIAL_COUNT, 25_000, 500);
     for (late, next) in [
         (1_000_500, 2_000_500),
         (7_400_000, 8_000_500),
@@ -283,8 +283,8 @@ fn a_periodic_timer_keeps_its_phase_however_late_it_is_looked_at() {
         let _ = write(&mut apic, EOI, 0, late);
         assert_eq!(apic.next_deadline(&clock()), Some(next));
     }
-    assert_eq!(read(&mut apic, CURRENT_COUNT, 8_000_510), 999_990);
-    let _ = write(&mut apic, INITIAL_COUNT, 0, 8_000_520);
+    assert_eq!(read(&mut apic, CURRENT_COUNT, 8_000_580), 24_998);
+    let _ = write(&mut apic, INITIAL_COUNT, 0, 8_000_600);
     assert_eq!(apic.next_deadline(&clock()), None, "0 stops the timer");
 }
 
@@ -314,7 +314,7 @@ fn every_divide_configuration_divides_as_the_manual_says() {
         let _ = write(&mut apic, DIVIDE, field, 0);
         let _ = write(&mut apic, LVT_TIMER, 0x40, 0);
         let _ = write(&mut apic, INITIAL_COUNT, 10, 0);
-        assert_eq!(apic.next_deadline(&clock()), Some(10 * divisor));
+        assert_eq!(apic.next_deadline(&clock()), Some(10 * 40 * divisor));
     }
 }
 
@@ -325,8 +325,8 @@ fn a_masked_timer_counts_silently() {
     let _ = write(&mut apic, LVT_TIMER, 0x100ec, 0);
     let _ = write(&mut apic, INITIAL_COUNT, 1000, 0);
     assert_eq!(apic.next_deadline(&clock()), None);
-    assert_eq!(read(&mut apic, CURRENT_COUNT, 400), 600);
-    let _ = write(&mut apic, LVT_TIMER, 0xec, 2000);
+    assert_eq!(read(&mut apic, CURRENT_COUNT, 16_000), 600);
+    let _ = write(&mut apic, LVT_TIMER, 0xec, 80_000);
     assert_eq!(
         apic.highest_request(),
         None,

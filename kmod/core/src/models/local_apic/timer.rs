@@ -11,9 +11,11 @@ use super::registers::{
 use super::LocalApic;
 use crate::clock::GuestClock;
 
-/// The frequency that the divide configuration divides, in Hz: one count per VM nanosecond and divisor step. Software
-/// finds it out by calibration, or from CPUID leaf 15h if the daemon puts it there.
-pub const BUS_FREQUENCY_HZ: u64 = 1_000_000_000;
+/// The frequency that the divide configuration divides, in Hz: the crystal clock of CPUID leaf 15H, as in Intel's
+/// processors of today.
+pub const CRYSTAL_HZ: u32 = 25_000_000;
+/// VM nanoseconds of one period of it.
+const NS_PER_CLOCK: u64 = 1_000_000_000 / CRYSTAL_HZ as u64;
 
 /// A periodic timer of a shorter period, in nanoseconds, raises its interrupts together at most this often. Software could
 /// otherwise keep the host's timer firing without pause; a processor at its limit would coalesce them as well, since IRR
@@ -50,12 +52,12 @@ impl LocalApic {
         Mode::of(self.registers[LVT_TIMER])
     }
 
-    /// Nanoseconds per count: 1, 2, 4, ... 128.
-    const fn divisor(&self) -> u64 {
+    /// Nanoseconds per count: those of the crystal clock times 1, 2, 4, ... 128.
+    const fn ns_per_count(&self) -> u64 {
         let field = self.registers[DIVIDE];
         // Bits 3, 1 and 0 make a number; 111b divides by 1, 000b by 2.
         let number = (field & 3) | (field >> 1 & 4);
-        1 << ((number + 1) & 7)
+        NS_PER_CLOCK << ((number + 1) & 7)
     }
 
     /// Lets the timer catch up: raises its interrupt if it ran out at `now` (VM nanoseconds) or at `tsc` (the guest's TSC
@@ -77,7 +79,7 @@ impl LocalApic {
     /// Moves the known count up to `now` if it reached zero in between, and tells whether it did.
     fn count_down(&mut self, now: u64) -> bool {
         let count = u64::from(self.registers[CURRENT_COUNT]);
-        let ticks = now.saturating_sub(self.timer_start) / self.divisor();
+        let ticks = now.saturating_sub(self.timer_start) / self.ns_per_count();
         if count == 0 || ticks < count {
             return false;
         }
@@ -88,7 +90,7 @@ impl LocalApic {
         }
         let since_reload = (ticks - count) % u64::from(initial);
         // At most the time since the start, so that neither step overflows.
-        self.timer_start += (ticks - since_reload) * self.divisor();
+        self.timer_start += (ticks - since_reload) * self.ns_per_count();
         self.registers[CURRENT_COUNT] = initial;
         true
     }
@@ -98,7 +100,7 @@ impl LocalApic {
         if !self.timer_mode().counts() {
             return 0;
         }
-        let ticks = now.saturating_sub(self.timer_start) / self.divisor();
+        let ticks = now.saturating_sub(self.timer_start) / self.ns_per_count();
         let count = self.registers[CURRENT_COUNT];
         if ticks >= count as u64 {
             0
@@ -155,10 +157,10 @@ impl LocalApic {
         let count = u64::from(self.registers[CURRENT_COUNT]);
         match self.timer_mode() {
             Mode::OneShot | Mode::Periodic if count == 0 => None,
-            Mode::OneShot => self.timer_start.checked_add(count * self.divisor()),
+            Mode::OneShot => self.timer_start.checked_add(count * self.ns_per_count()),
             Mode::Periodic => {
-                let first = self.timer_start.checked_add(count * self.divisor())?;
-                let period = u64::from(self.registers[INITIAL_COUNT]) * self.divisor();
+                let first = self.timer_start.checked_add(count * self.ns_per_count())?;
+                let period = u64::from(self.registers[INITIAL_COUNT]) * self.ns_per_count();
                 // As many periods as fit into the minimum, less the one that `first` already has.
                 let together = MIN_PERIOD_NS
                     .saturating_sub(1)
