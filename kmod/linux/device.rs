@@ -107,6 +107,7 @@ fn errno(error: RequestError) -> Error {
         RequestError::Busy => EBUSY,
         RequestError::Exists => EEXIST,
         RequestError::NotReady => ENXIO,
+        RequestError::NoDevice => ENODEV,
         RequestError::WrongProcess => EPERM,
         RequestError::NotSupported => not_supported(),
         RequestError::NoSpace => ENOSPC,

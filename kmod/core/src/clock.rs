@@ -102,7 +102,7 @@ mod tests {
             vm_ns,
             tsc,
             tsc_khz,
-            reserved: 0,
+            flags: 0,
         })
         .expect("the rate is not zero in these tests")
     }

@@ -55,7 +55,8 @@ pub const SET_MEMORY_REGION: u32 = iow::<MemoryRegion>(0x11);
 pub const CREATE_VCPU: u32 = iow::<CreateVcpu>(0x12);
 /// Sets a vCPU's CPUID table; refused with `EINVAL` if the host cannot provide a feature in it.
 pub const SET_CPUID: u32 = iowr::<CpuidTable>(0x13);
-/// Runs a vCPU until userspace has something to do. One thread per vCPU at a time (`EBUSY` otherwise).
+/// Runs a vCPU until userspace has something to do. One thread per vCPU at a time (`EBUSY` otherwise); the VM's clock must
+/// not be stopped (`ENXIO`).
 pub const RUN: u32 = iowr::<Run>(0x20);
 /// Reads a vCPU's architectural state. The vCPU must not be running (`EBUSY`).
 pub const GET_VCPU_STATE: u32 = iow::<VcpuStateRequest>(0x21);
@@ -63,7 +64,8 @@ pub const GET_VCPU_STATE: u32 = iow::<VcpuStateRequest>(0x21);
 pub const SET_VCPU_STATE: u32 = iow::<VcpuStateRequest>(0x22);
 /// Reads the VM's clock. Also while a vCPU runs.
 pub const GET_CLOCK: u32 = ior::<Clock>(0x23);
-/// Sets the VM's clock and, with it, every vCPU's TSC. No vCPU may be running (`EBUSY`).
+/// Sets the VM's clock and, with it, every vCPU's TSC, and stops it or lets it go on ([`crate::CLOCK_STOPPED`]). No vCPU may
+/// be running (`EBUSY`).
 pub const SET_CLOCK: u32 = iow::<Clock>(0x24);
 /// Reads the chipset's state. No vCPU may be running (`EBUSY`).
 pub const GET_CHIPSET_STATE: u32 = ior::<ChipsetState>(0x25);

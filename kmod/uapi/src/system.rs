@@ -63,15 +63,19 @@ pub struct CreateVm {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Clock {
-    /// Nanoseconds since the VM was made, not counting the time that it was paused.
+    /// Nanoseconds since the VM was made, not counting the time that the clock was stopped.
     pub vm_ns: u64,
     /// The guest's TSC (before IA32_TSC_ADJUST) at `vm_ns`.
     pub tsc: u64,
     /// The guest's TSC rate in kHz. Must be the VM's own on set.
     pub tsc_khz: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// `CLOCK_*` bits.
+    pub flags: u32,
 }
+
+/// Bit of [`Clock::flags`]: the clock stands still at these values. A VM with such a clock can't run; setting the clock
+/// without the bit lets time go on from the new values.
+pub const CLOCK_STOPPED: u32 = 1 << 0;
 
 /// Argument of [`crate::IRQ_LINE`].
 #[repr(C)]

@@ -22,7 +22,7 @@
 use pvmm_uapi::Clock;
 use std::time::Duration;
 
-/// The clock `elapsed` later. Saturates at the end of the range, which is centuries away.
+/// The clock `elapsed` later, and going. Saturates at the end of the range, which is centuries away.
 pub fn advance(clock: &Clock, elapsed: Duration) -> Clock {
     let ns = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
     // kHz are ticks per millisecond. u64 * u32 fits into 96 bits.
@@ -32,7 +32,7 @@ pub fn advance(clock: &Clock, elapsed: Duration) -> Clock {
         // The TSC wraps as the hardware's does.
         tsc: clock.tsc.wrapping_add(ticks as u64),
         tsc_khz: clock.tsc_khz,
-        reserved: 0,
+        flags: 0,
     }
 }
 
@@ -47,7 +47,7 @@ mod tests {
             vm_ns: 5_000_000_000,
             tsc: 100,
             tsc_khz: 2_500_000,
-            reserved: 0,
+            flags: 0,
         };
         let later = advance(&clock, Duration::from_millis(40));
         assert_eq!(later.vm_ns, 5_040_000_000);
@@ -58,7 +58,7 @@ mod tests {
     proptest! {
         #[test]
         fn time_never_steps_back(vm_ns in 0u64..1 << 62, tsc in 0u64..1 << 62, tsc_khz in 1u32..10_000_000, ms in 0u64..100_000_000) {
-            let clock = Clock { vm_ns, tsc, tsc_khz, reserved: 0 };
+            let clock = Clock { vm_ns, tsc, tsc_khz, flags: 0 };
             let later = advance(&clock, Duration::from_millis(ms));
             prop_assert!(later.vm_ns >= vm_ns && later.tsc >= tsc);
             prop_assert_eq!(later.vm_ns - vm_ns, ms * 1_000_000);

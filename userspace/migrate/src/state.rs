@@ -348,7 +348,7 @@ impl From<&Clock> for ClockRecord {
             vm_ns,
             tsc,
             tsc_khz,
-            reserved: _,
+            flags: _,
         } = *clock;
         Self {
             vm_ns,
@@ -364,7 +364,7 @@ impl From<&ClockRecord> for Clock {
             vm_ns: record.vm_ns,
             tsc: record.tsc,
             tsc_khz: record.tsc_khz,
-            reserved: 0,
+            flags: 0,
         }
     }
 }
@@ -515,7 +515,7 @@ mod tests {
             vm_ns: 1,
             tsc: 2,
             tsc_khz: 3,
-            reserved: 0,
+            flags: 0,
         };
         assert_eq!(Clock::from(&ClockRecord::from(&clock)), clock);
     }

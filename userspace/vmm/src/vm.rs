@@ -20,7 +20,8 @@ use crate::rtc::{self, Rtc};
 use crate::spec::{DeviceSpec, IrqChip};
 use crate::vcpu::{End, Vcpu};
 use pvmm_uapi::{
-    AttachDevice, Clock, CpuidEntry, CreateVm, IrqLine, BACKEND_PHYSICAL, KIND_UART16550, VM_APIC,
+    AttachDevice, Clock, CpuidEntry, CreateVm, IrqLine, BACKEND_PHYSICAL, CLOCK_STOPPED,
+    KIND_UART16550, VM_APIC,
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -129,6 +130,8 @@ impl Vm {
             fd.set_memory_region(region)?;
         }
         fd.create_vcpu(VCPU)?;
+        let clock = stopped(&fd.clock()?);
+        fd.set_clock(&clock)?;
         fd.set_cpuid(VCPU, &cpuid)?;
 
         let mut devices = Vec::new();
@@ -172,7 +175,7 @@ impl Vm {
             })),
             pause: Mutex::new(Pause {
                 paused: true,
-                clock: None,
+                clock: Some(clock),
             }),
             end: Mutex::new(None),
         })
@@ -262,7 +265,10 @@ impl Vm {
         }
         self.with_owned(|owned| {
             owned.vcpu.pause()?;
-            pause.clock = Some(owned.fd.clock()?);
+            // What passes between the two requests is part of the pause.
+            let clock = stopped(&owned.fd.clock()?);
+            owned.fd.set_clock(&clock)?;
+            pause.clock = Some(clock);
             pause.paused = true;
             Ok(())
         })
@@ -275,9 +281,11 @@ impl Vm {
             return Ok(());
         }
         self.with_owned(|owned| {
-            if let Some(clock) = clock.or(pause.clock) {
-                owned.fd.set_clock(&clock)?;
-            }
+            let clock = match clock.or(pause.clock) {
+                Some(clock) => clock,
+                None => owned.fd.clock()?,
+            };
+            owned.fd.set_clock(&Clock { flags: 0, ..clock })?;
             owned.vcpu.resume()?;
             *pause = Pause::default();
             Ok(())
@@ -293,11 +301,12 @@ impl Vm {
         }
     }
 
-    /// Sets the time of a paused guest.
+    /// Sets the time of a paused guest; it stands still there until the guest is resumed.
     pub fn set_clock(&self, clock: &Clock) -> Result<(), VmmError> {
         let mut pause = lock(&self.pause);
-        self.with_owned(|owned| Ok(owned.fd.set_clock(clock)?))?;
-        pause.clock = Some(*clock);
+        let clock = stopped(clock);
+        self.with_owned(|owned| Ok(owned.fd.set_clock(&clock)?))?;
+        pause.clock = Some(clock);
         Ok(())
     }
 
@@ -348,6 +357,14 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         self.finish(End::Stopped);
+    }
+}
+
+/// The same instant, at which time stands still.
+const fn stopped(clock: &Clock) -> Clock {
+    Clock {
+        flags: CLOCK_STOPPED,
+        ..*clock
     }
 }
 

@@ -1,14 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A device of the host that the guest owns.
+//!
+//! The guest gets it in the state after a reset, whatever its driver left it in, and so does the host when it is taken
+//! back: the next owner finds no interrupt enabled and no character of the guest.
 #![forbid(unsafe_code)]
 
-use crate::devices::RecorderState;
+use super::HostTiming;
+use crate::arch::zeroed;
+use crate::devices::{self, RecorderState, Sink};
 use crate::iospace::bitmap::IoBitmap;
 use crate::iospace::{Access, Direction, Location, Width};
 use crate::record::Recorder;
-use crate::replay::Backend;
+use crate::replay::{self, Backend, Outcome};
 use crate::vcpu::DeviceLine;
-use pvmm_hostabi::{Host, Ports};
+use pvmm_hostabi::{Host, OutOfMemory, Ports};
+use pvmm_uapi::{PlanStep, MAX_PLAN_STEPS, OUTCOME_DONE};
 
 /// Why a device could not be attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,11 +23,74 @@ pub enum AttachError {
     Overlap,
     /// There are as many devices as there is room for.
     TooMany,
+    /// The hardware isn't of the kind, or doesn't work: it didn't come into the state after a reset.
+    NotReset,
+    /// The host has no memory left.
+    OutOfMemory,
+}
+
+impl From<OutOfMemory> for AttachError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+/// The hardware of a device that was claimed from the host, with the plan that resets it. Dropping it resets the device
+/// and gives it back.
+pub struct Claimed<H: Host> {
+    ports: H::Ports,
+    /// Made when the device is claimed, so that giving it back can't fail for want of memory.
+    reset: H::Box<[PlanStep; MAX_PLAN_STEPS as usize]>,
+    steps: usize,
+    ranges: &'static [u64],
+}
+
+impl<H: Host> Claimed<H> {
+    /// Resets a device of kind `number` at `ports`. Process context.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError::NotReset`], [`AttachError::OutOfMemory`].
+    pub fn new(number: u32, ports: H::Ports) -> Result<Self, AttachError> {
+        let kind = devices::kind(number).ok_or(AttachError::NotReset)?;
+        let mut reset = zeroed::<H, [PlanStep; MAX_PLAN_STEPS as usize]>()?;
+        let mut sink = Sink::new(reset.as_mut_slice());
+        devices::reset(number, &mut sink).map_err(|_| AttachError::NotReset)?;
+        let steps = sink.len();
+        let claimed = Self {
+            ports,
+            reset,
+            steps,
+            ranges: kind.ranges,
+        };
+        match claimed.reset().outcome {
+            OUTCOME_DONE => Ok(claimed),
+            _ => Err(AttachError::NotReset),
+        }
+    }
+
+    fn reset(&self) -> Outcome {
+        let steps = self.reset.get(..self.steps).unwrap_or(&[]);
+        let mut hardware = Hardware(&self.ports);
+        replay::execute(
+            steps,
+            self.ranges,
+            &mut hardware,
+            &mut HostTiming::<H>::new(),
+        )
+    }
+}
+
+impl<H: Host> Drop for Claimed<H> {
+    fn drop(&mut self) {
+        // A device that no longer works is the host driver's to find out.
+        self.reset();
+    }
 }
 
 /// A claimed device, its recorder, and where the guest sees it.
 pub struct Attached<H: Host> {
-    ports: H::Ports,
+    claimed: Claimed<H>,
     _irq: H::Irq<DeviceLine<H>>,
     guest_base: u16,
     recorder: H::Box<RecorderState>,
@@ -43,15 +112,15 @@ impl<P: Ports> Backend for Hardware<'_, P> {
 }
 
 impl<H: Host> Attached<H> {
-    /// A device that was claimed from the host.
+    /// A device in the state that a new `recorder` stands for.
     pub const fn new(
-        ports: H::Ports,
+        claimed: Claimed<H>,
         irq: H::Irq<DeviceLine<H>>,
         guest_base: u16,
         recorder: H::Box<RecorderState>,
     ) -> Self {
         Self {
-            ports,
+            claimed,
             _irq: irq,
             guest_base,
             recorder,
@@ -60,7 +129,7 @@ impl<H: Host> Attached<H> {
 
     /// Its recorder and its hardware.
     pub fn parts(&mut self) -> (&mut RecorderState, Hardware<'_, H::Ports>) {
-        (&mut self.recorder, Hardware(&self.ports))
+        (&mut self.recorder, Hardware(&self.claimed.ports))
     }
 
     /// First port that the guest sees.
@@ -70,13 +139,13 @@ impl<H: Host> Attached<H> {
 
     /// Whether the guest's `port` is this device's.
     pub fn covers(&self, port: u16) -> bool {
-        port >= self.guest_base && port - self.guest_base < self.ports.count()
+        port >= self.guest_base && port - self.guest_base < self.claimed.ports.count()
     }
 
     /// The guest's access, made on the hardware and shown to the recorder.
     pub fn access(&mut self, port: u16, width: Width, direction: Direction, value: u64) -> u64 {
         let at = Location::new(0, u64::from(port.wrapping_sub(self.guest_base)));
-        let mut hardware = Hardware(&self.ports);
+        let mut hardware = Hardware(&self.claimed.ports);
         let value = match direction {
             Direction::Read => hardware.read(at, width),
             Direction::Write => {
@@ -96,9 +165,9 @@ impl<H: Host> Attached<H> {
     /// Lets those ports through that need no recording in the device's present state. Only ports at the same place for guest
     /// and host can go through.
     pub fn update_bitmap(&self, bitmap: &IoBitmap<H>) {
-        let moved = self.guest_base != self.ports.base();
+        let moved = self.guest_base != self.claimed.ports.base();
         let traps = self.recorder.traps(0);
-        for offset in 0..self.ports.count() {
+        for offset in 0..self.claimed.ports.count() {
             let recorded = offset >= 64 || traps & (1 << offset) != 0;
             bitmap.set(self.guest_base.wrapping_add(offset), moved || recorded);
         }

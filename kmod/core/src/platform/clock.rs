@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The VM's clock: VM nanoseconds and the guest's TSC, both linear in the host's TSC.
+//! The VM's clock: VM nanoseconds and the guest's TSC, both linear in the host's TSC, or both standing still.
 //!
-//! Everything that a guest can tell time by is computed from one counter, so its clocks can't drift apart.
+//! Everything that a guest can tell time by is computed from one counter, so its clocks can't drift apart. While the VM is
+//! paused the clock is stopped, so that all parts of the machine are captured, and restored, at the same instant.
 #![forbid(unsafe_code)]
 
 use crate::clock::GuestClock;
 use core::num::NonZeroU64;
-use pvmm_uapi::Clock;
+use pvmm_uapi::{Clock, CLOCK_STOPPED};
 
 const NS_PER_MS: u64 = 1_000_000;
 /// Fraction bits of the TSC multiplier (SDM volume 3, 26.6.5).
@@ -23,7 +24,8 @@ pub struct VmClock {
 }
 
 impl VmClock {
-    /// The clock that shows `point` when the host's TSC is `host_tsc`. `None` if a rate is 0.
+    /// The clock that shows `point` when the host's TSC is `host_tsc`, and stays there if the point's flags say so. `None`
+    /// if a rate is 0.
     pub const fn new(point: Clock, host_tsc: u64, host_khz: u32) -> Option<Self> {
         match (GuestClock::new(&point), NonZeroU64::new(host_khz as u64)) {
             (Some(line), Some(host_khz)) => Some(Self {
@@ -36,9 +38,17 @@ impl VmClock {
         }
     }
 
+    /// Whether the clock stands still.
+    pub const fn is_stopped(&self) -> bool {
+        self.point.flags & CLOCK_STOPPED != 0
+    }
+
     /// VM nanoseconds at the host's TSC `tsc`. Never before the point: a TSC that seems to have gone back counts as the
     /// point's.
     pub fn vm_ns(&self, tsc: u64) -> u64 {
+        if self.is_stopped() {
+            return self.point.vm_ns;
+        }
         let ticks = tsc.saturating_sub(self.host_tsc);
         let khz = self.host_khz;
         let whole = (ticks / khz).wrapping_mul(NS_PER_MS);
@@ -84,11 +94,14 @@ impl VmClock {
 
     /// Both times at the host's TSC `tsc`.
     pub fn at(&self, tsc: u64) -> Clock {
+        if self.is_stopped() {
+            return self.point;
+        }
         Clock {
             vm_ns: self.vm_ns(tsc),
             tsc: self.scale(tsc).wrapping_add(self.tsc_offset()),
             tsc_khz: self.point.tsc_khz,
-            reserved: 0,
+            flags: 0,
         }
     }
 
@@ -108,7 +121,7 @@ mod tests {
             vm_ns,
             tsc,
             tsc_khz,
-            reserved: 0,
+            flags: 0,
         }
     }
 
@@ -128,6 +141,18 @@ mod tests {
             clock.at(2_000_005_000),
             point(1_000_000_010, 2_000_000_100, 2_000_000)
         );
+    }
+
+    #[test]
+    fn a_stopped_clock_shows_the_same_whenever_it_is_looked_at() {
+        let stopped = Clock {
+            flags: CLOCK_STOPPED,
+            ..point(10, 100, 2_000_000)
+        };
+        let clock = VmClock::new(stopped, 5000, 1_000_000).expect("rates are set");
+        assert!(clock.is_stopped());
+        assert_eq!(clock.vm_ns(5000), clock.vm_ns(1 << 50));
+        assert_eq!(clock.at(1 << 50), stopped);
     }
 
     proptest! {

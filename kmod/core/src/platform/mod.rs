@@ -7,9 +7,11 @@
 
 mod attached;
 mod clock;
+mod timing;
 
-pub use attached::{AttachError, Attached};
+pub use attached::{AttachError, Attached, Claimed};
 pub use clock::VmClock;
+pub use timing::HostTiming;
 
 use crate::chipset::{ApicFeatures, Chipset};
 use crate::devices::RecorderState;

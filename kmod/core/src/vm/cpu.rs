@@ -82,7 +82,7 @@ impl<H: Host> Vm<H> {
             vm_ns: 0,
             tsc: 0,
             tsc_khz: setup.create.tsc_khz,
-            reserved: 0,
+            flags: 0,
         };
         let clock = VmClock::new(point, rdtsc(), self.monitor.tsc_khz().0).ok_or(Error::Invalid)?;
         let mut platform = Platform::<H>::new(apic, clock, control.clone())?;
@@ -140,7 +140,12 @@ impl<H: Host> Vm<H> {
         if run.vcpu >= MAX_VCPUS || run.immediate_exit > 1 {
             return Err(Error::Invalid);
         }
-        let outcome = self.with_vcpu(|vcpu, around| Ok(vcpu.run(around, &mut run)))?;
+        let outcome = self.with_vcpu(|vcpu, around| {
+            if vcpu.platform.clock().is_stopped() {
+                return Err(Error::NotReady);
+            }
+            Ok(vcpu.run(around, &mut run))
+        })?;
         write::<H, _>(argument, &run)?;
         outcome.map_err(|_| Error::Interrupted)
     }
@@ -203,7 +208,7 @@ impl<H: Host> Vm<H> {
     #[inline(never)]
     pub(super) fn set_clock(&self, clock: &Clock) -> Result<(), Error> {
         let tsc_khz = self.setup.lock().ok_or(Error::NotReady)?.create.tsc_khz;
-        if clock.tsc_khz != tsc_khz || clock.reserved != 0 {
+        if clock.tsc_khz != tsc_khz || clock.flags & !CLOCK_STOPPED != 0 {
             return Err(Error::Invalid);
         }
         self.with_vcpu(|vcpu, _| {
@@ -229,13 +234,13 @@ impl<H: Host> Vm<H> {
     #[inline(never)]
     pub(super) fn set_chipset_state(&self, argument: u64) -> Result<(), Error> {
         let state: ChipsetState = read::<H, _>(argument)?;
-        self.with_vcpu(|vcpu, around| {
+        self.with_vcpu(|vcpu, _| {
             let now = vcpu.platform.now(rdtsc());
             vcpu.platform
                 .chipset
                 .restore(&state, now)
                 .map_err(|_| Error::Invalid)?;
-            around.control.set_levels(state.isa_levels);
+            vcpu.platform.set_levels(state.isa_levels);
             Ok(())
         })
     }

@@ -7,41 +7,28 @@ use super::Vm;
 use crate::arch::x86::registers::rdtsc;
 use crate::arch::zeroed;
 use crate::devices::{CaptureError, RecorderState, Sink};
-use crate::platform::{AttachError, Attached};
-use crate::replay::Timing;
+use crate::platform::{AttachError, Attached, Claimed, HostTiming};
 use crate::vcpu::DeviceLine;
-use pvmm_hostabi::{Host, Ns};
+use pvmm_hostabi::Host;
 use pvmm_uapi::*;
 
 /// Ports of a 16550A.
 const UART_PORTS: u16 = 8;
 
-/// Real time for polls and delays.
-struct HostTiming<H: Host> {
-    clock: crate::platform::VmClock,
-    host: core::marker::PhantomData<H>,
-}
-
-impl<H: Host> Timing for HostTiming<H> {
-    fn now_ns(&mut self) -> u64 {
-        self.clock.vm_ns(rdtsc())
-    }
-
-    fn delay_ns(&mut self, ns: u64) {
-        H::delay(Ns(ns));
-    }
-}
-
-fn timing<H: Host>(clock: crate::platform::VmClock) -> HostTiming<H> {
-    HostTiming {
-        clock,
-        host: core::marker::PhantomData,
-    }
-}
-
 /// A port number.
 fn port(value: u32) -> Result<u16, Error> {
     u16::try_from(value).map_err(|_| Error::Invalid)
+}
+
+impl From<AttachError> for Error {
+    fn from(error: AttachError) -> Self {
+        match error {
+            AttachError::Overlap => Self::Exists,
+            AttachError::TooMany => Self::NoSpace,
+            AttachError::NotReset => Self::NoDevice,
+            AttachError::OutOfMemory => Self::OutOfMemory,
+        }
+    }
 }
 
 impl<H: Host> Vm<H> {
@@ -60,19 +47,15 @@ impl<H: Host> Vm<H> {
         let recorder = H::boxed(RecorderState::new(attach.kind).ok_or(Error::Invalid)?)?;
         let control = self.parts()?.control;
         attach.device = self.with_vcpu(|vcpu, _| {
-            let ports = H::claim_ports(host_port, UART_PORTS)?;
+            // Before the interrupt line, so that what the device still had to say reaches nobody.
+            let claimed = Claimed::<H>::new(attach.kind, H::claim_ports(host_port, UART_PORTS)?)?;
             let line = H::shared(DeviceLine::<H> {
                 control,
                 irq: attach.guest_irq,
             })?;
             let irq = H::claim_irq(attach.host_irq, line)?;
-            let device = Attached::new(ports, irq, guest_port, recorder);
-            vcpu.platform
-                .attach(device, UART_PORTS)
-                .map_err(|error| match error {
-                    AttachError::Overlap => Error::Exists,
-                    AttachError::TooMany => Error::NoSpace,
-                })
+            let device = Attached::new(claimed, irq, guest_port, recorder);
+            Ok(vcpu.platform.attach(device, UART_PORTS)?)
         })?;
         write::<H, _>(argument, &attach)
     }
@@ -84,7 +67,7 @@ impl<H: Host> Vm<H> {
         let room = request.count.min(MAX_STATE_RECORDS) as usize;
         let (kind, count) = self.with_vcpu(|vcpu, _| {
             let now = vcpu.platform.now(rdtsc());
-            let mut timing = timing::<H>(*vcpu.platform.clock());
+            let mut timing = HostTiming::<H>::new();
             vcpu.platform
                 .with_device(request.device, now, |recorder, backend| {
                     let mut sink = Sink::new(storage.get_mut(..room).unwrap_or(&mut []));
@@ -121,7 +104,7 @@ impl<H: Host> Vm<H> {
         }
         let outcome = self.with_vcpu(|vcpu, _| {
             let now = vcpu.platform.now(rdtsc());
-            let mut timing = timing::<H>(*vcpu.platform.clock());
+            let mut timing = HostTiming::<H>::new();
             let plan = steps.get(..count).unwrap_or(&[]);
             vcpu.platform
                 .execute(request.device, now, plan, &mut timing)

@@ -22,10 +22,12 @@ pub enum Error {
     Busy,
     /// It is there already, or overlaps (`EEXIST`).
     Exists,
-    /// The VM, or its vCPU, must be made first (`ENXIO`).
+    /// The VM, or its vCPU, must be made first, or its clock set going (`ENXIO`).
     NotReady,
     /// The caller is not the process that made the vCPU (`EPERM`).
     WrongProcess,
+    /// There is no such device (`ENODEV`).
+    NoDevice,
     /// This host can't do that (`EOPNOTSUPP`).
     NotSupported,
     /// More than there is room for (`ENOSPC`).

@@ -268,5 +268,5 @@ pub const START_CLOCK: Clock = Clock {
     vm_ns: 60_000_000_000,
     tsc: 120_000_000_000,
     tsc_khz: 2_000_000,
-    reserved: 0,
+    flags: 0,
 };

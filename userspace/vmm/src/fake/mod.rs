@@ -158,12 +158,15 @@ impl FakeVm {
 
 impl Inner {
     fn now(&self) -> Clock {
+        if self.clock.flags & CLOCK_STOPPED != 0 {
+            return self.clock;
+        }
         let elapsed = self.clock_set.elapsed().as_nanos() as u64;
         Clock {
             vm_ns: self.clock.vm_ns + elapsed,
             tsc: self.clock.tsc + elapsed * u64::from(self.tsc_khz) / 1_000_000,
             tsc_khz: self.tsc_khz,
-            reserved: 0,
+            flags: 0,
         }
     }
 
@@ -296,6 +299,9 @@ impl VmFd for FakeVm {
             .running
             .try_lock()
             .map_err(|_| HypervisorError::request("RUN", Errno::EBUSY))?;
+        if lock(&self.inner).clock.flags & CLOCK_STOPPED != 0 {
+            return Err(HypervisorError::request("RUN", Errno::ENXIO));
+        }
         loop {
             let mut inner = lock(&self.inner);
             if let Some(pending) = inner.pending.take() {
@@ -338,7 +344,7 @@ impl VmFd for FakeVm {
 
     fn set_clock(&self, clock: &Clock) -> Result<(), HypervisorError> {
         let mut inner = self.stopped("SET_CLOCK")?;
-        if clock.tsc_khz != inner.tsc_khz {
+        if clock.tsc_khz != inner.tsc_khz || clock.flags & !CLOCK_STOPPED != 0 {
             return Err(HypervisorError::request("SET_CLOCK", Errno::EINVAL));
         }
         inner.clock = *clock;
@@ -400,7 +406,7 @@ impl VmFd for FakeVm {
     fn device_capture(&self, device: u32) -> Result<CapturedDevice, HypervisorError> {
         let failed = |errno| HypervisorError::request("DEVICE_CAPTURE", errno);
         let mut inner = self.stopped("DEVICE_CAPTURE")?;
-        let now = inner.clock.vm_ns;
+        let now = inner.now().vm_ns;
         let device = inner.devices.get_mut(device as usize);
         device
             .ok_or(failed(Errno::ENODEV))?
@@ -414,7 +420,7 @@ impl VmFd for FakeVm {
         steps: &[PlanStep],
     ) -> Result<DeviceExecute, HypervisorError> {
         let mut inner = self.stopped("DEVICE_EXECUTE")?;
-        let now = inner.clock.vm_ns;
+        let now = inner.now().vm_ns;
         let outcome = inner
             .devices
             .get_mut(device as usize)
