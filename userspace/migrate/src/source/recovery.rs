@@ -227,8 +227,17 @@ pub(super) fn let_go_on(vm: &mut dyn SourceVm, held: Held, notes: &mut Vec<Strin
 }
 
 /// A capture may change what it reads (it drains a receive FIFO): the plan that would restore the device on the peer puts
-/// it back here.
+/// it back here. It is captured once more before, since a real device goes on receiving; the recorder still has what the
+/// first capture took.
 fn put_back(vm: &mut dyn SourceVm, device: u32, captured: &CapturedDevice) -> Result<(), VmError> {
+    let again = vm.capture_device(device);
+    let captured = match &again {
+        Ok(again) => again,
+        Err(error) => {
+            tracing::warn!(device, %error, "cannot be captured again; putting back what there is");
+            captured
+        }
+    };
     let steps = devices::plan(device, captured)?;
     let executed = vm.execute(device, &steps)?;
     devices::check(device, captured.kind, &steps, executed)?;
