@@ -13,7 +13,7 @@ use pvmm_agent::{Frame, Request, MAX_PAYLOAD, PORT};
 use crate::conversation;
 use crate::error::{file, start, LabError, Result};
 use crate::image::Image;
-use crate::machine::{self, Card, Emulator, MachineConfig};
+use crate::machine::{self, Emulator, MachineConfig};
 use crate::net::{Net, Wire};
 use crate::process::tail_of;
 use crate::serial::SerialLine;
@@ -113,10 +113,7 @@ impl Host {
         let com2 = SerialLine::open(&folder.join("com2.log"))?;
         let mut cards = Vec::new();
         for wire in [Wire::Control, Wire::Migration] {
-            cards.push(Card {
-                tap: net.plug(wire, number)?,
-                mac: net.mac(wire, number),
-            });
+            cards.extend(net.plug(wire, number)?);
         }
         let config = MachineConfig {
             emulator: spec.emulator,

@@ -37,8 +37,9 @@ pub struct Image {
 
 /// Names a host's addresses after its network cards and starts the agent.
 ///
-/// A card's address is 52:54:00:NET:LAB:HOST; its IPv4 address becomes 10.NET.LAB.HOST/24. When the
-/// agent ends, so does the host.
+/// A card's address is 52:54:00:NET:LAB:HOST; on the control network (NET 86) its IPv4 address becomes
+/// 10.NET.LAB.HOST/24. The cards of the migration network's lanes (NET 87 and on) are bundled under the
+/// address of the first. When the agent ends, so does the host.
 const INIT: &str = r#"#!/bin/sh
 export PATH=/bin HOME=/root
 mount -t devtmpfs devtmpfs /dev
@@ -50,6 +51,9 @@ mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
 hostname host
 insmod /lib/modules/e1000.ko
+insmod /lib/modules/tls.ko
+insmod /lib/modules/bonding.ko mode=balance-rr miimon=100
+ip link set bond0 MTU up
 ip link set lo up
 for card in /sys/class/net/*; do
     read -r mac < "$card/address"
@@ -57,7 +61,13 @@ for card in /sys/class/net/*; do
         52:54:00:*)
             IFS=:; set -- $mac; unset IFS
             name=${card##*/}
-            ip addr add "10.$((0x$4)).$((0x$5)).$((0x$6))/24" dev "$name"
+            case $4 in
+                56) device=$name ;;
+                57) device=bond0 ;;
+                *) device= ;;
+            esac
+            [ "$4" = 56 ] || echo "+$name" > /sys/class/net/bond0/bonding/slaves
+            [ -z "$device" ] || ip addr add "10.$((0x$4)).$((0x$5)).$((0x$6))/24" dev "$device"
             ip link set "$name" MTU up
             ;;
     esac

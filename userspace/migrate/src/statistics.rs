@@ -59,7 +59,7 @@ pub struct Ram {
     pub normal_bytes: u64,
     /// Pages that the guest dirtied per second, in the last round.
     pub dirty_pages_rate: u64,
-    /// Throughput of the last round in megabits per second.
+    /// Throughput of this round so far, or of the last one, in megabits per second.
     pub mbps: f64,
     /// Number of rounds begun.
     pub dirty_sync_count: u64,

@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 const MEASURABLE: u64 = 1 << 20;
 /// Round trips inside the downtime: last pages, state, commit, and one for the marker.
 const ROUND_TRIPS: u32 = 4;
+/// Before a round is this old, what it has sent tells the size of socket buffers and not a throughput.
+const SHOWABLE: Duration = Duration::from_millis(500);
 
 /// What the last round taught.
 #[derive(Debug, Default)]
@@ -93,7 +95,6 @@ impl Source<'_> {
 
     fn publish(&self, measured: &Measured, left: &Frames, bytes: u64, took: Duration) -> Duration {
         let expected = self.expected_downtime(measured, left);
-        let seconds = took.as_secs_f64().max(1e-6);
         tracing::debug!(
             round = measured.rounds,
             bytes,
@@ -105,7 +106,7 @@ impl Source<'_> {
         self.job.update(|statistics| {
             statistics.expected_downtime = Some(whole_ms(expected));
             statistics.ram.dirty_pages_rate = measured.dirty_rate;
-            statistics.ram.mbps = (bytes as f64 * 8.0 / seconds / 1e6 * 1e3).round() / 1e3;
+            statistics.ram.mbps = mbps(bytes, took);
         });
         expected
     }
@@ -161,6 +162,7 @@ impl Source<'_> {
     ) -> Result<(), Error> {
         let runs = frames.runs(BATCH_PAGES as u64);
         let mut unsent = frames.len();
+        let start = (Instant::now(), self.channel()?.sent);
         let mut batch = Batch::default();
         let mut buffer = vec![0; BATCH_PAGES * PAGE_SIZE];
         let mut runs = runs.into_iter();
@@ -176,7 +178,7 @@ impl Source<'_> {
             let mut zero = 0;
             for (gfn, page) in (run.gfn..).zip(data.chunks_exact(PAGE_SIZE)) {
                 if batch.is_full() {
-                    self.send_batch(scope, &mut batch)?;
+                    self.send_batch(scope, &mut batch, start)?;
                 }
                 zero += u64::from(batch.push(gfn, page));
             }
@@ -190,7 +192,7 @@ impl Source<'_> {
             }
         }
         if !batch.is_empty() {
-            self.send_batch(scope, &mut batch)?;
+            self.send_batch(scope, &mut batch, start)?;
         }
         frames.clear();
         for run in runs {
@@ -200,13 +202,24 @@ impl Source<'_> {
         Ok(())
     }
 
-    fn send_batch(&mut self, scope: &Scope<'_>, batch: &mut Batch) -> Result<(), Error> {
+    /// Sends a batch of a round that began at `start`, when so many bytes had been sent.
+    fn send_batch(
+        &mut self,
+        scope: &Scope<'_>,
+        batch: &mut Batch,
+        start: (Instant, u64),
+    ) -> Result<(), Error> {
         let payload = batch.take();
         let channel = self.channel()?;
         channel.send_raw(scope, Kind::Pages, &payload)?;
         let sent = channel.sent;
-        self.job
-            .update(|statistics| statistics.ram.transferred = sent);
+        let took = start.0.elapsed();
+        self.job.update(|statistics| {
+            statistics.ram.transferred = sent;
+            if took >= SHOWABLE {
+                statistics.ram.mbps = mbps(sent - start.1, took);
+            }
+        });
         Ok(())
     }
 
@@ -233,6 +246,12 @@ fn bandwidth(before: u64, bytes: u64, took: Duration) -> u64 {
     } else {
         now
     }
+}
+
+/// Megabits per second, to the thousandth.
+fn mbps(bytes: u64, took: Duration) -> f64 {
+    let seconds = took.as_secs_f64().max(1e-6);
+    (bytes as f64 * 8.0 / seconds / 1e3).round() / 1e3
 }
 
 fn per_second(count: u64, took: Duration) -> u64 {

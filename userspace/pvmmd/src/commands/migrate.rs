@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `pvmmd migrate` and `pvmmd job-info`: a move's progress and result.
 //!
-//! On a terminal a bar shows the progress, elsewhere a line for each round, with `--json` each event as a line. ^C cancels
+//! On a terminal a bar shows the progress, elsewhere a line for each round and each tenth of the way, with `--json` each event as a line. ^C cancels
 //! the move and waits for its end; a second ^C leaves at once and the move goes on.
 
 use super::show::json;
@@ -142,7 +142,7 @@ fn status(status: Status) -> String {
 /// How the progress is shown.
 enum Progress {
     Bar(ProgressBar),
-    Lines { last: (Status, u64) },
+    Lines { last: (Status, u64, u8) },
     Json,
 }
 
@@ -153,7 +153,7 @@ impl Progress {
         }
         if !std::io::stderr().is_terminal() {
             return Self::Lines {
-                last: (Status::None, 0),
+                last: (Status::None, 0, 0),
             };
         }
         let bar = ProgressBar::new(100);
@@ -171,7 +171,11 @@ impl Progress {
                 bar.set_message(summary(statistics));
             }
             Self::Lines { last } => {
-                let now = (statistics.status, statistics.ram.dirty_sync_count);
+                let now = (
+                    statistics.status,
+                    statistics.ram.dirty_sync_count,
+                    statistics.progress_percent / 10,
+                );
                 if now != *last {
                     *last = now;
                     eprintln!(
