@@ -21,9 +21,7 @@ use crate::tree::{Bind, Tree};
 pub const KERNEL_DIR: &str = "/pvmm/kernel";
 
 /// Modules of Debian's package that hosts load (compressed there, not here), in load order.
-const DEBIAN_MODULES: [&str; 7] = [
-    "kernel/net/tls/tls.ko",
-    "kernel/drivers/net/bonding/bonding.ko",
+const DEBIAN_MODULES: [&str; 5] = [
     "kernel/virt/lib/irqbypass.ko",
     "kernel/arch/x86/kvm/kvm.ko",
     "kernel/arch/x86/kvm/kvm-intel.ko",

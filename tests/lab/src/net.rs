@@ -3,17 +3,12 @@
 //! Each lab has two networks, each a bridge with a tap per host: the *control* network, on which the
 //! lab reaches the agents, and the *migration* network, which a test may cut or slow down without
 //! losing the hosts. Both live in the network namespace of the run (see [`crate::sandbox`]).
-//!
-//! Bochs takes at most one packet in an emulated millisecond from a tap. So the migration network has
-//! several lanes, with a card for each, which the hosts bundle (Linux' bonding, balance-rr): as all lanes
-//! have the same pace, packets hardly overtake each other.
 
 use std::net::Ipv4Addr;
 use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::error::{start, LabError, Result};
-use crate::machine::Card;
 use crate::sandbox;
 
 /// The two networks.
@@ -26,19 +21,11 @@ pub enum Wire {
 }
 
 impl Wire {
-    /// Second byte of the network's addresses, and fourth of the hardware addresses of its first lane.
+    /// Second byte of the network's addresses, and fourth of its hardware addresses.
     fn number(self) -> u8 {
         match self {
             Wire::Control => 86,
             Wire::Migration => 87,
-        }
-    }
-
-    /// How many lanes it has. The i440FX has room for five cards, Bochs for four of this kind.
-    fn lanes(self) -> u8 {
-        match self {
-            Wire::Control => 1,
-            Wire::Migration => 3,
         }
     }
 
@@ -74,67 +61,50 @@ impl Net {
             mtu,
         };
         for wire in [Wire::Control, Wire::Migration] {
-            for lane in 0..wire.lanes() {
-                let bridge = net.bridge(wire, lane);
-                ip(&["link", "add", &bridge, "type", "bridge"])?;
-                ip(&["link", "set", &bridge, "mtu", &mtu.to_string(), "up"])?;
-            }
+            let bridge = net.bridge(wire);
+            ip(&["link", "add", &bridge, "type", "bridge"])?;
+            ip(&["link", "set", &bridge, "mtu", &mtu.to_string(), "up"])?;
         }
         let own = format!("{}/24", net.address(Wire::Control, 1));
-        ip(&["addr", "add", &own, "dev", &net.bridge(Wire::Control, 0)])?;
+        ip(&["addr", "add", &own, "dev", &net.bridge(Wire::Control)])?;
         Ok(net)
     }
 
-    /// Makes the taps of one host (2 to 254) on one network, and returns the cards to plug into them.
+    /// Makes the tap of one host (2 to 254) on one network and returns its name.
     ///
     /// # Errors
     /// [`LabError::Command`].
-    pub fn plug(&self, wire: Wire, host: u8) -> Result<Vec<Card>> {
-        let mut cards = Vec::new();
-        for lane in 0..wire.lanes() {
-            let tap = self.tap(wire, lane, host);
-            let mac = format!(
-                "52:54:00:{:02x}:{:02x}:{host:02x}",
-                wire.number() + lane,
-                self.lab
-            );
-            ip(&["tuntap", "add", &tap, "mode", "tap"])?;
-            ip(&["link", "set", &tap, "mtu", &self.mtu.to_string(), "up"])?;
-            ip(&["link", "set", &tap, "master", &self.bridge(wire, lane)])?;
-            if wire == Wire::Control {
-                // The lab knocks while the host boots; asking for the address of a host that isn't up
-                // yet would make it wait for seconds after each try.
-                let (address, bridge) = (self.address(wire, host), self.bridge(wire, lane));
-                let address = address.to_string();
-                ip(&[
-                    "neigh",
-                    "replace",
-                    &address,
-                    "lladdr",
-                    &mac,
-                    "dev",
-                    &bridge,
-                    "nud",
-                    "permanent",
-                ])?;
-            }
-            cards.push(Card { tap, mac });
+    pub fn plug(&self, wire: Wire, host: u8) -> Result<String> {
+        let tap = self.tap(wire, host);
+        ip(&["tuntap", "add", &tap, "mode", "tap"])?;
+        ip(&["link", "set", &tap, "mtu", &self.mtu.to_string(), "up"])?;
+        ip(&["link", "set", &tap, "master", &self.bridge(wire)])?;
+        if wire == Wire::Control {
+            // The lab knocks while the host boots; asking for the address of a host that isn't up yet
+            // would make it wait for seconds after each try.
+            let (address, mac) = (self.address(wire, host).to_string(), self.mac(wire, host));
+            let bridge = self.bridge(wire);
+            ip(&[
+                "neigh",
+                "replace",
+                &address,
+                "lladdr",
+                &mac,
+                "dev",
+                &bridge,
+                "nud",
+                "permanent",
+            ])?;
         }
-        Ok(cards)
+        Ok(tap)
     }
 
-    /// Removes a host's taps.
+    /// Removes a host's tap.
     ///
     /// # Errors
     /// [`LabError::Command`].
     pub fn unplug(&self, wire: Wire, host: u8) -> Result<()> {
-        (0..wire.lanes()).try_for_each(|lane| ip(&["link", "del", &self.tap(wire, lane, host)]))
-    }
-
-    /// The taps of a host on the migration network, each with its bridge.
-    fn migration_taps(&self, host: u8) -> impl Iterator<Item = (String, String)> + '_ {
-        let wire = Wire::Migration;
-        (0..wire.lanes()).map(move |lane| (self.tap(wire, lane, host), self.bridge(wire, lane)))
+        ip(&["link", "del", &self.tap(wire, host)])
     }
 
     /// Cuts a host off the migration network: from now on its packets go nowhere, as if somebody had
@@ -143,8 +113,7 @@ impl Net {
     /// # Errors
     /// [`LabError::Command`].
     pub fn cut(&self, host: u8) -> Result<()> {
-        self.migration_taps(host)
-            .try_for_each(|(tap, _)| ip(&["link", "set", &tap, "nomaster"]))
+        ip(&["link", "set", &self.tap(Wire::Migration, host), "nomaster"])
     }
 
     /// Undoes [`Net::cut`] and [`Net::stall`].
@@ -152,28 +121,26 @@ impl Net {
     /// # Errors
     /// [`LabError::Command`].
     pub fn heal(&self, host: u8) -> Result<()> {
-        self.migration_taps(host).try_for_each(|(tap, bridge)| {
-            // Fails when no limit was set, which is as good.
-            let _ = run("tc", &["qdisc", "del", "dev", &tap, "root"]);
-            ip(&["link", "set", &tap, "master", &bridge])
-        })
+        let tap = self.tap(Wire::Migration, host);
+        // Fails when no limit was set, which is as good.
+        let _ = run("tc", &["qdisc", "del", "dev", &tap, "root"]);
+        ip(&["link", "set", &tap, "master", &self.bridge(Wire::Migration)])
     }
 
-    /// Lets so little through to a host on the migration network (a packet a second and lane) that a
+    /// Lets so little through to a host on the migration network (about one packet a second) that a
     /// connection neither breaks nor gets anywhere.
     ///
     /// # Errors
     /// [`LabError::Command`].
     pub fn stall(&self, host: u8) -> Result<()> {
-        self.migration_taps(host).try_for_each(|(tap, _)| {
-            run(
-                "tc",
-                &[
-                    "qdisc", "replace", "dev", &tap, "root", "tbf", "rate", "12kbit", "burst",
-                    "2048", "limit", "65536",
-                ],
-            )
-        })
+        let tap = self.tap(Wire::Migration, host);
+        run(
+            "tc",
+            &[
+                "qdisc", "replace", "dev", &tap, "root", "tbf", "rate", "12kbit", "burst", "2048",
+                "limit", "65536",
+            ],
+        )
     }
 
     /// A host's address on a network; host 1 of the control network is the lab itself.
@@ -181,22 +148,25 @@ impl Net {
         Ipv4Addr::new(10, wire.number(), self.lab, host)
     }
 
-    fn bridge(&self, wire: Wire, lane: u8) -> String {
-        format!("{}{}l{lane}", wire.letter(), self.lab)
+    /// The hardware address that a host's card must have.
+    pub fn mac(&self, wire: Wire, host: u8) -> String {
+        format!("52:54:00:{:02x}:{:02x}:{host:02x}", wire.number(), self.lab)
     }
 
-    fn tap(&self, wire: Wire, lane: u8, host: u8) -> String {
-        format!("{}{}l{lane}h{host}", wire.letter(), self.lab)
+    fn bridge(&self, wire: Wire) -> String {
+        format!("{}{}", wire.letter(), self.lab)
+    }
+
+    fn tap(&self, wire: Wire, host: u8) -> String {
+        format!("{}{}h{host}", wire.letter(), self.lab)
     }
 }
 
 impl Drop for Net {
     fn drop(&mut self) {
         for wire in [Wire::Control, Wire::Migration] {
-            for lane in 0..wire.lanes() {
-                // The namespace takes it along at the end of the run anyway.
-                let _ = ip(&["link", "del", &self.bridge(wire, lane)]);
-            }
+            // The namespace takes it along at the end of the run anyway.
+            let _ = ip(&["link", "del", &self.bridge(wire)]);
         }
     }
 }

@@ -76,7 +76,7 @@ impl<H: Host> Claimed<H> {
             steps,
             self.ranges,
             &mut hardware,
-            &mut HostTiming::<H>::new(),
+            &mut HostTiming::<H>::begin(),
         )
     }
 }

@@ -19,7 +19,7 @@ pub struct HostTiming<H: Host> {
 
 impl<H: Host> HostTiming<H> {
     /// Time that begins now. Any context.
-    pub fn new() -> Self {
+    pub fn begin() -> Self {
         Self {
             start: rdtsc(),
             // A host that doesn't know its rate runs no guests. Should one say 0, limits are over at once.

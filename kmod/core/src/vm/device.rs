@@ -67,7 +67,7 @@ impl<H: Host> Vm<H> {
         let room = request.count.min(MAX_STATE_RECORDS) as usize;
         let (kind, count) = self.with_vcpu(|vcpu, _| {
             let now = vcpu.platform.now(rdtsc());
-            let mut timing = HostTiming::<H>::new();
+            let mut timing = HostTiming::<H>::begin();
             vcpu.platform
                 .with_device(request.device, now, |recorder, backend| {
                     let mut sink = Sink::new(storage.get_mut(..room).unwrap_or(&mut []));
@@ -104,7 +104,7 @@ impl<H: Host> Vm<H> {
         }
         let outcome = self.with_vcpu(|vcpu, _| {
             let now = vcpu.platform.now(rdtsc());
-            let mut timing = HostTiming::<H>::new();
+            let mut timing = HostTiming::<H>::begin();
             let plan = steps.get(..count).unwrap_or(&[]);
             vcpu.platform
                 .execute(request.device, now, plan, &mut timing)

@@ -23,8 +23,8 @@ use core::arch::asm;
 use pvmm_hostabi::{Host, HostPage};
 use pvmm_uapi::{BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_STI};
 
-/// Longest time in the guest without a look at the host, in TSC ticks per kHz of its rate: one millisecond.
-const WINDOW_NS: u64 = 1_000_000;
+/// Longest window. The host's interrupts end it much earlier; this is for a host that has none to come.
+const WINDOW_NS: u64 = 10_000_000;
 
 /// What a window works with beside the vCPU.
 pub struct WindowContext<'a, H: Host> {
