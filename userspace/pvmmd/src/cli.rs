@@ -115,7 +115,7 @@ pub struct Run {
     /// Name of the new guest: letters, digits, '-', '_' and '.'.
     #[arg(long, value_parser = guest_name)]
     pub name: String,
-    /// Kernel: an unmodified bzImage, such as /boot/vmlinuz-VERSION.
+    /// Kernel: an unmodified bzImage, such as /boot/vmlinuz-VERSION, or the same unpacked (vmlinux).
     #[arg(long, value_name = "FILE")]
     pub kernel: PathBuf,
     /// Initial RAM disk.

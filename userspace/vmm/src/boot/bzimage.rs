@@ -7,7 +7,7 @@
 use crate::error::VmmError;
 use crate::memory::{GuestRam, PAGE_SIZE};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Where the setup header begins, in the image and in the zero page alike.
 pub const SETUP_HEADER: usize = 0x1f1;
@@ -42,10 +42,75 @@ const ENTRY_64: u64 = 0x200;
 const HIGH_LOAD: u64 = 0x10_0000;
 const SECTOR: usize = 512;
 
+/// A setup header, as it goes into the zero page at [`SETUP_HEADER`].
+#[derive(Debug, Clone)]
+pub struct SetupHeader(Vec<u8>);
+
+impl SetupHeader {
+    /// The header that a kernel without one gets.
+    pub fn for_unpacked_kernel(command_line_limit: u32, initrd_addr_max: u32) -> Self {
+        let mut header = vec![0; HEADER_END - SETUP_HEADER];
+        let mut put = |offset: usize, bytes: &[u8]| {
+            let at = offset - SETUP_HEADER;
+            header[at..at + bytes.len()].copy_from_slice(bytes);
+        };
+        put(BOOT_FLAG, &0xaa55u16.to_le_bytes());
+        put(HEADER, &MAGIC.to_le_bytes());
+        put(VERSION, &OLDEST_VERSION.to_le_bytes());
+        put(LOADFLAGS, &[LOADED_HIGH]);
+        put(INITRD_ADDR_MAX, &initrd_addr_max.to_le_bytes());
+        put(XLOADFLAGS, &XLF_KERNEL_64.to_le_bytes());
+        put(CMDLINE_SIZE, &command_line_limit.to_le_bytes());
+        Self(header)
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Longest command line, without the terminating zero.
+    pub fn command_line_limit(&self) -> usize {
+        self.u32(CMDLINE_SIZE) as usize
+    }
+
+    /// Copies the initial RAM disk as high as the kernel allows.
+    pub fn load_initrd(
+        &self,
+        ram: &GuestRam,
+        kernel: &LoadedKernel,
+        initrd: &[u8],
+    ) -> Result<LoadedInitrd, VmmError> {
+        let size = initrd.len() as u64;
+        let no_room = || VmmError::NoRoom {
+            what: "the initial RAM disk",
+            needed: size,
+            memory: ram.size(),
+        };
+        let limit = ram
+            .low_end()
+            .min(u64::from(self.u32(INITRD_ADDR_MAX)).saturating_add(1));
+        let gpa = limit
+            .checked_sub(size.next_multiple_of(PAGE_SIZE))
+            .map(|gpa| gpa & !(PAGE_SIZE - 1))
+            .filter(|gpa| *gpa >= kernel.range.end)
+            .ok_or_else(no_room)?;
+        ram.write(gpa, initrd)?;
+        Ok(LoadedInitrd { gpa, size })
+    }
+
+    /// A field. Both constructors make a header that reaches to `HEADER_END`.
+    fn u32(&self, offset: usize) -> u32 {
+        let mut bytes = [0; 4];
+        let at = offset - SETUP_HEADER;
+        bytes.copy_from_slice(&self.0[at..at + 4]);
+        u32::from_le_bytes(bytes)
+    }
+}
+
 /// A parsed bzImage.
 #[derive(Debug)]
 pub struct BzImage {
-    path: PathBuf,
     image: Vec<u8>,
     setup_end: usize,
 }
@@ -81,13 +146,12 @@ impl BzImage {
             ));
         }
         let header = Self {
-            path: path.to_owned(),
             image,
             setup_end: 0,
         };
         if header.u16(BOOT_FLAG) != 0xaa55 || header.u32(HEADER) != MAGIC {
             return Err(wrong(
-                "it has no Linux boot header; give a bzImage (as /boot/vmlinuz-VERSION), not an ELF vmlinux",
+                "it has no Linux boot header; give a bzImage (as /boot/vmlinuz-VERSION) or an ELF vmlinux",
             ));
         }
         if header.u16(VERSION) < OLDEST_VERSION
@@ -113,16 +177,11 @@ impl BzImage {
         })
     }
 
-    /// The setup header, to be copied into the zero page at [`SETUP_HEADER`].
-    pub fn setup_header(&self) -> &[u8] {
+    /// Its setup header.
+    pub fn setup_header(&self) -> SetupHeader {
         // The header ends where the jump over it lands (boot.rst, "64-bit boot protocol"); the byte is at most 255.
         let end = HEADER + usize::from(self.image[JUMP_OFFSET]);
-        &self.image[SETUP_HEADER..end.max(HEADER_END).min(self.setup_end)]
-    }
-
-    /// Longest command line, without the terminating zero.
-    pub fn command_line_limit(&self) -> usize {
-        self.u32(CMDLINE_SIZE) as usize
+        SetupHeader(self.image[SETUP_HEADER..end.max(HEADER_END).min(self.setup_end)].to_vec())
     }
 
     /// Copies the kernel to where it wants to be, or as near as memory lets it.
@@ -151,36 +210,6 @@ impl BzImage {
             range: start..start + size,
             entry: start + ENTRY_64,
         })
-    }
-
-    /// Copies the initial RAM disk as high as the kernel allows.
-    pub fn load_initrd(
-        &self,
-        ram: &GuestRam,
-        kernel: &LoadedKernel,
-        initrd: &[u8],
-    ) -> Result<LoadedInitrd, VmmError> {
-        let size = initrd.len() as u64;
-        let no_room = || VmmError::NoRoom {
-            what: "the initial RAM disk",
-            needed: size,
-            memory: ram.size(),
-        };
-        let limit = ram
-            .low_end()
-            .min(u64::from(self.u32(INITRD_ADDR_MAX)).saturating_add(1));
-        let gpa = limit
-            .checked_sub(size.next_multiple_of(PAGE_SIZE))
-            .map(|gpa| gpa & !(PAGE_SIZE - 1))
-            .filter(|gpa| *gpa >= kernel.range.end)
-            .ok_or_else(no_room)?;
-        ram.write(gpa, initrd)?;
-        Ok(LoadedInitrd { gpa, size })
-    }
-
-    /// The file, for messages.
-    pub fn path(&self) -> &Path {
-        &self.path
     }
 
     // The offsets given to these lie below `HEADER_END`, which `parse` checked.
@@ -271,10 +300,12 @@ mod tests {
         let ram = ram(32);
         let kernel = image.load(&ram).expect("it fits");
         let initrd = image
+            .setup_header()
             .load_initrd(&ram, &kernel, &[7; 5000])
             .expect("it fits");
         assert_eq!((initrd.gpa, initrd.size), (32 * MIB - 8192, 5000));
         let error = image
+            .setup_header()
             .load_initrd(&ram, &kernel, &vec![0; 12 << 20 | 1])
             .expect_err("only 12 MiB are free above the kernel");
         assert!(error.to_string().contains("initial RAM disk"), "{error}");

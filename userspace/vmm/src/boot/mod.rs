@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What the guest finds at its start, in place of firmware and boot loader: an unmodified bzImage with its zero page,
+//! What the guest finds at its start, in place of firmware and boot loader: an unmodified kernel with its zero page,
 //! command line and initial RAM disk in memory, and a vCPU at its 64-bit entry point.
 //!
 //! Follows the Linux x86 boot protocol (Documentation/arch/x86/boot.rst in the kernel source).
@@ -16,6 +16,7 @@
 
 pub mod bzimage;
 pub mod entry;
+pub mod vmlinux;
 pub mod zero_page;
 
 use crate::error::VmmError;
@@ -33,7 +34,7 @@ pub const COMMAND_LINE_ROOM: usize = 0x1_0000;
 /// What to boot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BootSource {
-    /// A bzImage.
+    /// A bzImage, or the same kernel unpacked.
     pub kernel: PathBuf,
     /// An initial RAM disk.
     pub initrd: Option<PathBuf>,
@@ -50,13 +51,19 @@ pub fn load(
     rsdp: Option<u64>,
     state: &mut VcpuState,
 ) -> Result<(), VmmError> {
-    let image = bzimage::BzImage::parse(&source.kernel, read_file(&source.kernel)?)?;
-    let kernel = image.load(ram)?;
+    let image = read_file(&source.kernel)?;
+    let (kernel, header) = if vmlinux::Vmlinux::is_elf(&image) {
+        let image = vmlinux::Vmlinux::parse(&source.kernel, &image)?;
+        (image.load(ram)?, image.setup_header())
+    } else {
+        let image = bzimage::BzImage::parse(&source.kernel, image)?;
+        (image.load(ram)?, image.setup_header())
+    };
     let initrd = match &source.initrd {
-        Some(path) => Some(image.load_initrd(ram, &kernel, &read_file(path)?)?),
+        Some(path) => Some(header.load_initrd(ram, &kernel, &read_file(path)?)?),
         None => None,
     };
-    let limit = image.command_line_limit().min(COMMAND_LINE_ROOM - 1);
+    let limit = header.command_line_limit().min(COMMAND_LINE_ROOM - 1);
     if source.cmdline.len() > limit || source.cmdline.contains('\0') {
         return Err(VmmError::CommandLine {
             length: source.cmdline.len(),
@@ -67,7 +74,7 @@ pub fn load(
     line.push(0);
     ram.write(COMMAND_LINE, &line)?;
     let page = zero_page::build(
-        image.setup_header(),
+        header.bytes(),
         &zero_page::e820(ram),
         initrd.as_ref(),
         COMMAND_LINE,
