@@ -13,7 +13,7 @@ use pvmm_agent::{Frame, Request, MAX_PAYLOAD, PORT};
 use crate::conversation;
 use crate::error::{file, start, LabError, Result};
 use crate::image::Image;
-use crate::machine::{self, Emulator, MachineConfig};
+use crate::machine::{self, Card, Emulator, MachineConfig};
 use crate::net::{Net, Wire};
 use crate::process::tail_of;
 use crate::serial::SerialLine;
@@ -39,18 +39,24 @@ pub struct HostSpec {
     pub emulator: Emulator,
     /// Number of CPUs.
     pub cpus: u8,
+    /// Which CPU Bochs plays, by its name there.
+    pub model: &'static str,
+    /// Whether firmware has left VT-x on.
+    pub firmware_vtx: bool,
     /// Memory in MB.
     pub memory_mb: u32,
 }
 
 impl HostSpec {
-    /// A machine with VT-x, one CPU and 512 MB.
+    /// A machine with VT-x, one CPU and 640 MB.
     pub fn new(name: &str) -> Self {
         HostSpec {
             name: name.to_owned(),
             emulator: Emulator::Bochs,
             cpus: 1,
-            memory_mb: 512,
+            model: "tigerlake",
+            firmware_vtx: true,
+            memory_mb: 640,
         }
     }
 
@@ -60,6 +66,19 @@ impl HostSpec {
             emulator: Emulator::Qemu,
             ..Self::new(name)
         }
+    }
+
+    /// With VT-x switched off in its firmware's setup.
+    pub fn vtx_off(self) -> Self {
+        HostSpec {
+            firmware_vtx: false,
+            ..self
+        }
+    }
+
+    /// With this CPU, by its name in Bochs.
+    pub fn model(self, model: &'static str) -> Self {
+        HostSpec { model, ..self }
     }
 
     /// With this many CPUs.
@@ -113,11 +132,16 @@ impl Host {
         let com2 = SerialLine::open(&folder.join("com2.log"))?;
         let mut cards = Vec::new();
         for wire in [Wire::Control, Wire::Migration] {
-            cards.extend(net.plug(wire, number)?);
+            cards.push(Card {
+                tap: net.plug(wire, number)?,
+                mac: net.mac(wire, number),
+            });
         }
         let config = MachineConfig {
             emulator: spec.emulator,
             cpus: spec.cpus,
+            model: spec.model,
+            firmware_vtx: spec.firmware_vtx,
             memory_mb: spec.memory_mb,
             cards: &cards,
             com2_port: com2.port(),

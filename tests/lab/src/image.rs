@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::bootdisk;
+use crate::bootdisk::{self, BootFiles};
 use crate::cpio::CpioWriter;
 use crate::error::{file, Result};
 use crate::kernel::Kernel;
@@ -29,17 +29,14 @@ pub struct Image {
     pub vmlinux: PathBuf,
     /// The initramfs.
     pub initrd: PathBuf,
-    /// For Bochs: the ROM that loads both from ...
-    pub rom: PathBuf,
-    /// ... this disk.
-    pub disk: PathBuf,
+    /// For Bochs.
+    pub boot: BootFiles,
 }
 
 /// Names a host's addresses after its network cards and starts the agent.
 ///
-/// A card's address is 52:54:00:NET:LAB:HOST; on the control network (NET 86) its IPv4 address becomes
-/// 10.NET.LAB.HOST/24. The cards of the migration network's lanes (NET 87 and on) are bundled under the
-/// address of the first. When the agent ends, so does the host.
+/// A card's address is 52:54:00:NET:LAB:HOST; its IPv4 address becomes 10.NET.LAB.HOST/24. When the
+/// agent ends, so does the host.
 const INIT: &str = r#"#!/bin/sh
 export PATH=/bin HOME=/root
 mount -t devtmpfs devtmpfs /dev
@@ -50,10 +47,12 @@ mount -t debugfs debugfs /sys/kernel/debug
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
 hostname host
+# Windows of the size that an emulated card needs, which takes one packet in a millisecond: larger ones fill
+# the tap's queue until it drops.
+for size in /proc/sys/net/ipv4/tcp_rmem /proc/sys/net/ipv4/tcp_wmem; do
+    echo 4096 65536 262144 > "$size"
+done
 insmod /lib/modules/e1000.ko
-insmod /lib/modules/tls.ko
-insmod /lib/modules/bonding.ko mode=balance-rr miimon=100
-ip link set bond0 MTU up
 ip link set lo up
 for card in /sys/class/net/*; do
     read -r mac < "$card/address"
@@ -61,13 +60,7 @@ for card in /sys/class/net/*; do
         52:54:00:*)
             IFS=:; set -- $mac; unset IFS
             name=${card##*/}
-            case $4 in
-                56) device=$name ;;
-                57) device=bond0 ;;
-                *) device= ;;
-            esac
-            [ "$4" = 56 ] || echo "+$name" > /sys/class/net/bond0/bonding/slaves
-            [ -z "$device" ] || ip addr add "10.$((0x$4)).$((0x$5)).$((0x$6))/24" dev "$device"
+            ip addr add "10.$((0x$4)).$((0x$5)).$((0x$6))/24" dev "$name"
             ip link set "$name" MTU up
             ;;
     esac
@@ -78,9 +71,23 @@ echo "the agent ended"
 poweroff -f
 "#;
 
+/// Programs that access I/O ports, and the C library that they need; from the tree.
+const PORT_TOOLS: [(&str, &str); 4] = [
+    ("/bin/inb", "usr/bin/inb"),
+    ("/bin/outb", "usr/bin/outb"),
+    (
+        "/lib64/ld-linux-x86-64.so.2",
+        "usr/lib64/ld-linux-x86-64.so.2",
+    ),
+    (
+        "/lib/x86_64-linux-gnu/libc.so.6",
+        "usr/lib/x86_64-linux-gnu/libc.so.6",
+    ),
+];
+
 /// Makes the image in `out`.
 ///
-/// `files` are in every host, beside the kernel's modules, the agent and busybox.
+/// `files` are in every host, beside the kernel's modules, the agent, busybox, `inb` and `outb`.
 ///
 /// # Errors
 /// [`crate::LabError::Command`] if the boot ROM can't be assembled; [`crate::LabError::File`].
@@ -101,12 +108,11 @@ pub fn build(
     let archive = initramfs(tree, kernel, files, mtu, &log)?;
     fs::write(&initrd, &archive).map_err(file("can't write", &initrd))?;
     let vmlinux = kernel.vmlinux();
-    let (rom, disk) = bootdisk::build(tree, &vmlinux, &archive, command_line, out)?;
+    let boot = bootdisk::build(tree, &vmlinux, &archive, command_line, out)?;
     Ok(Image {
         vmlinux,
         initrd,
-        rom,
-        disk,
+        boot,
     })
 }
 
@@ -143,6 +149,9 @@ fn initramfs(
     for applet in applets.lines().filter(|name| *name != "busybox") {
         cpio.link(&format!("bin/{applet}"), "busybox")
             .map_err(broken("can't write the archive of"))?;
+    }
+    for (path, source) in PORT_TOOLS {
+        add(&mut cpio, &mut folders, path, &tree.root().join(source))?;
     }
     let modules = kernel.root().join("modules");
     for found in fs::read_dir(&modules).map_err(file("can't read", &modules))? {

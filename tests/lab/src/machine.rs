@@ -10,9 +10,10 @@ use crate::image::Image;
 use crate::tree::{Bind, Tree};
 
 /// Instructions per emulated second. Bochs counts one tick of the time-stamp counter per
-/// instruction, so this is the counter's rate too, and [`COMMAND_LINE`] tells the kernel. More than a
-/// real core manages, because `sync=slowdown` holds a busy host back at this rate.
-const IPS: u32 = 100_000_000;
+/// instruction, so this is the counter's rate too, and [`COMMAND_LINE`] tells the kernel. Not more than
+/// a real core manages: cards take packets, and timers fire, by emulated time, which would otherwise
+/// crawl, and each idle tick costs real time, too.
+const IPS: u32 = 25_000_000;
 
 /// Emulated time doesn't run ahead of real time. Otherwise an idle host's clock races (and keeps a core
 /// busy), and all limits of its daemons are over before a busy peer has done anything.
@@ -24,9 +25,10 @@ const CLOCK: &str = "clock: sync=slowdown";
 ///   second of a delay loop take 2.4 billion emulated instructions
 /// - `cryptomgr.notests`: 0.4 billion instructions of self tests
 /// - `initcall_blacklist`: 0.2 billion instructions that verify certificates for module signatures
+/// - `mitigations=off`: the emulated CPU doesn't speculate, and pays for each instruction
 /// - `panic=0`, so that the console's last words stay the last
-pub const COMMAND_LINE: &str = "console=ttyS0,115200 quiet panic=0 tsc_early_khz=100000 \
-    no_timer_check cryptomgr.notests initcall_blacklist=load_system_certificate_list";
+pub const COMMAND_LINE: &str = "console=ttyS0,115200 quiet panic=0 tsc_early_khz=25000 \
+    no_timer_check cryptomgr.notests mitigations=off initcall_blacklist=load_system_certificate_list";
 
 /// The hosts' kernel command line under QEMU.
 const QEMU_COMMAND_LINE: &str = "console=ttyS0,115200 quiet panic=0 cryptomgr.notests";
@@ -56,6 +58,10 @@ pub struct MachineConfig<'a> {
     pub emulator: Emulator,
     /// Number of CPUs.
     pub cpus: u8,
+    /// Which CPU Bochs plays, by its name there.
+    pub model: &'static str,
+    /// Whether firmware has left VT-x on.
+    pub firmware_vtx: bool,
     /// Memory in MB.
     pub memory_mb: u32,
     /// The cards, in PCI order.
@@ -94,8 +100,8 @@ pub fn command(tree: &Tree, config: &MachineConfig<'_>) -> Result<Command> {
             fs::write(&rc, bochsrc(config)).map_err(file("can't write", &rc))?;
             // Bochs locks a disk by a file beside it: each host needs the disk in its own folder.
             let disk = config.folder.join(DISK);
-            if fs::hard_link(&config.image.disk, &disk).is_err() {
-                fs::copy(&config.image.disk, &disk).map_err(file("can't copy to", &disk))?;
+            if fs::hard_link(&config.image.boot.disk, &disk).is_err() {
+                fs::copy(&config.image.boot.disk, &disk).map_err(file("can't copy to", &disk))?;
             }
             // Debian's Bochs has the debugger: it waits for this word before it starts.
             let go = config.folder.join("debugger.rc");
@@ -123,11 +129,15 @@ fn bochsrc(config: &MachineConfig<'_>) -> String {
         .map(|n| format!(", slot{n}=e1000"))
         .collect();
     let (heads, spt) = GEOMETRY;
+    let rom = match config.firmware_vtx {
+        true => &config.image.boot.rom,
+        false => &config.image.boot.rom_without_vtx,
+    };
     format!(
         "plugin_ctrl: unmapped=1, biosdev=1, speaker=0, extfpuirq=1, parallel=1, serial=1, e1000=1\n\
          config_interface: textconfig\n\
          display_library: rfb, options=\"timeout=0\"\n\
-         cpu: model=tigerlake, count={}, ips={IPS}, reset_on_triple_fault=0\n\
+         cpu: model={}, count={}, ips={IPS}, reset_on_triple_fault=0\n\
          memory: guest={memory}, host={memory}\n\
          romimage: file=/usr/share/bochs/BIOS-bochs-latest\n\
          vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest\n\
@@ -144,9 +154,10 @@ fn bochsrc(config: &MachineConfig<'_>) -> String {
          log: bochs.log\n\
          error: action=ignore\n\
          panic: action=fatal\n",
+        config.model,
         config.cpus,
         config.com2_port,
-        rom = name_of(&config.image.rom),
+        rom = name_of(rom),
         memory = config.memory_mb,
     )
 }

@@ -51,6 +51,9 @@ const PACKAGES: &[&str] = &[
     "busybox-static",
     "qemu-system-x86",
     "seabios",
+    // inb and outb: a look at a host's devices that doesn't go through this project's own code
+    "ioport",
+    "memtest86+",
 ];
 
 /// Binds the tree's mounts, then becomes the program. Arguments: tree, `SOURCE:TARGET:ro|rw`..., `--`,

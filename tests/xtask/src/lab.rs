@@ -47,7 +47,7 @@ struct RunArguments {
     #[arg(long, default_value_t = 1)]
     cpus: u8,
     /// Memory in MB
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 640)]
     memory: u32,
     /// Don't build and include pvmm.ko
     #[arg(long)]
