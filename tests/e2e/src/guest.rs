@@ -7,6 +7,8 @@ use pvmm_lab::{Host, Wire};
 
 /// Where the daemons write what guests print on COM1.
 const CONSOLES: &str = "/tmp/consoles";
+/// Where the daemons log.
+const DAEMON_LOG: &str = "/tmp/pvmmd.log";
 /// Port of a daemon that takes guests.
 const PORT: u16 = 7000;
 /// How long a step may take on a slow machine.
@@ -14,30 +16,61 @@ pub const LIMIT: Duration = Duration::from_secs(900);
 /// The device that the tests pass through: the host's second serial port.
 pub const COM2: &str = "serial,port=0x2f8,irq=3";
 
-/// Loads the module and starts the daemon, which takes guests and may give them the second serial port.
+/// How often the guest does things: less than by default, as an emulated core has no more than some 20 million
+/// instructions a second for a guest and its host.
+const PACE: &str = "pvmm.heartbeat_ms=250 pvmm.tick_ms=100";
+
+/// Command line of the papers' machine: 8259 pair and 8254 only.
+pub const PIC: &str = "noapic nolapic acpi=off";
+/// Command line of a machine with local APIC, I/O APIC and ACPI.
+pub const APIC: &str = "";
+
+/// Loads the module and starts the daemon, which takes guests and may give them the second serial port. Returns the
+/// daemon's process id.
 ///
 /// # Errors
 /// Those of the host; the daemon's log if it doesn't answer.
-pub fn serve(host: &mut Host) -> Result<(), Box<dyn Error>> {
+pub fn serve(host: &mut Host) -> Result<u32, Box<dyn Error>> {
+    host.sh("insmod /lib/modules/pvmm.ko")?;
+    daemon(host, &format!("--grant {COM2}"))
+}
+
+/// Starts a daemon that takes guests, with these options. Returns its process id.
+///
+/// # Errors
+/// Those of the host; the daemon's log if it doesn't answer.
+pub fn daemon(host: &mut Host, options: &str) -> Result<u32, Box<dyn Error>> {
+    let line = format!(
+        "mkdir -p {CONSOLES} /run/pvmm; RUST_LOG=debug exec pvmmd serve --console-log {CONSOLES} \
+         --listen {} {options}",
+        url(host)
+    );
+    let pid = host.spawn(&["sh", "-c", &line], DAEMON_LOG)?;
     host.sh(&format!(
-        "insmod /lib/modules/pvmm.ko && mkdir -p {CONSOLES} /run/pvmm"
-    ))?;
-    let listen = format!("tcp:{}:{PORT}", host.address(Wire::Migration));
-    let words = [
-        "pvmmd",
-        "serve",
-        "--console-log",
-        CONSOLES,
-        "--listen",
-        &listen,
-        "--grant",
-        COM2,
-    ];
-    host.spawn(&words, "/tmp/pvmmd.log")?;
-    host.sh(
         "for i in $(seq 600); do pvmmd version > /dev/null 2>&1 && exit 0; usleep 50000; done; \
-         cat /tmp/pvmmd.log; exit 1",
-    )?;
+         cat {DAEMON_LOG}; exit 1"
+    ))?;
+    Ok(pid)
+}
+
+/// Starts the verifier's guest, with these words on its kernel's command line beside the usual ones, and waits until it
+/// has verified itself twice.
+///
+/// # Errors
+/// As [`wait_for`].
+pub fn start(
+    host: &mut Host,
+    name: &str,
+    machine: &str,
+    parameters: &str,
+    options: &str,
+) -> Result<(), Box<dyn Error>> {
+    let irqchip = if machine == PIC { "pic" } else { "apic" };
+    host.sh(&format!(
+        "pvmmd run --name {name} --kernel /guest/vmlinux --initrd /guest/initrd --memory 80M --irqchip {irqchip} \
+         --cmdline 'console=ttyS0 quiet nokaslr cryptomgr.notests mitigations=off {machine} {PACE} {parameters}' {options}"
+    ))?;
+    wait_for(host, name, "pvmm-guest OK", 2)?;
     Ok(())
 }
 
@@ -73,7 +106,9 @@ pub fn wait_for(
             return Ok(console);
         }
         if Instant::now() >= until {
-            let log = host.sh("tail -n 20 /tmp/pvmmd.log; pvmmd list; dmesg | tail -n 20; :")?;
+            let log = host.sh(&format!(
+                "tail -n 20 {DAEMON_LOG}; pvmmd list; dmesg | tail -n 20; :"
+            ))?;
             return Err(format!(
                 "no {count} lines with {text:?} on {}:\n{console}\n{log}",
                 host.name()
@@ -95,8 +130,7 @@ pub fn migrate(
     guest: &str,
     options: &str,
 ) -> Result<String, Box<dyn Error>> {
-    let target = format!("tcp:{}:{PORT}", to.address(Wire::Migration));
-    let line = format!("pvmmd migrate {guest} {target} {options}");
+    let line = format!("pvmmd migrate {guest} {} {options}", url(to));
     let out = from.run_with(&["sh", "-c", &line], LIMIT, &mut |_| ())?;
     if out.code == 0 {
         return Ok(out.stdout);
@@ -106,4 +140,182 @@ pub fn migrate(
         out.code, out.stdout, out.stderr
     )
     .into())
+}
+
+/// A move that goes on while the test does something to it.
+pub struct Departure {
+    guest: String,
+    pid: u32,
+}
+
+/// Where a move in the background writes what it says.
+const DEPARTURE_LOG: &str = "/tmp/migrate.log";
+
+impl Departure {
+    /// Begins to move a guest.
+    ///
+    /// # Errors
+    /// Those of the host.
+    pub fn begin(
+        from: &mut Host,
+        to: &Host,
+        guest: &str,
+        options: &str,
+    ) -> Result<Self, Box<dyn Error>> {
+        let line = format!("exec pvmmd migrate {guest} {} {options}", url(to));
+        Ok(Departure {
+            guest: guest.to_owned(),
+            pid: from.spawn(&["sh", "-c", &line], DEPARTURE_LOG)?,
+        })
+    }
+
+    /// Waits until the source is in this phase.
+    ///
+    /// # Errors
+    /// How the move stands if that doesn't happen.
+    pub fn wait_for_phase(&self, from: &mut Host, phase: &str) -> Result<(), Box<dyn Error>> {
+        let guest = &self.guest;
+        from.sh(&format!(
+            "for i in $(seq 600); do pvmmd job-info {guest} | grep -q 'phase: *{phase}' && exit 0; usleep 50000; done; \
+             pvmmd job-info {guest}; cat {DEPARTURE_LOG}; exit 1"
+        ))?;
+        Ok(())
+    }
+
+    /// Waits for the end of the move, which must be a failure; returns what was said.
+    ///
+    /// # Errors
+    /// It has succeeded.
+    pub fn fails(self, from: &mut Host) -> Result<String, Box<dyn Error>> {
+        let code = from.wait(self.pid, LIMIT)?;
+        let said = from.sh(&format!("cat {DEPARTURE_LOG}"))?;
+        if code == 0 {
+            return Err(format!("a move that should have failed has succeeded:\n{said}").into());
+        }
+        Ok(said)
+    }
+}
+
+/// Where the daemon of a host takes guests.
+fn url(host: &Host) -> String {
+    format!("tcp:{}:{PORT}", host.address(Wire::Migration))
+}
+
+/// What a guest's serial ports have said on all hosts where it was, in order.
+///
+/// A host's part begins where its logs ended before the guest arrived and ends where they end when it has left, so a line
+/// that a move has cut in two is whole again here, and one that both hosts have printed is there twice.
+pub struct Trail {
+    guest: String,
+    com1: String,
+    com2: String,
+    begin: (usize, usize),
+}
+
+impl Trail {
+    /// A trail that begins on `host`, where the guest isn't yet or has just been started.
+    ///
+    /// # Errors
+    /// Those of the host.
+    pub fn begin(host: &mut Host, guest: &str) -> Result<Self, Box<dyn Error>> {
+        Ok(Trail {
+            guest: guest.to_owned(),
+            com1: String::new(),
+            com2: String::new(),
+            begin: lengths(host, guest)?,
+        })
+    }
+
+    /// Moves the guest; returns what `pvmmd migrate` printed.
+    ///
+    /// # Errors
+    /// As [`migrate`].
+    pub fn migrate(
+        &mut self,
+        from: &mut Host,
+        to: &mut Host,
+        options: &str,
+    ) -> Result<String, Box<dyn Error>> {
+        let begin = lengths(to, &self.guest)?;
+        let report = migrate(from, to, &self.guest, options)?;
+        self.add(from)?;
+        self.begin = begin;
+        Ok(report)
+    }
+
+    /// Adds what the guest has said on `host`, where it is or has been last.
+    fn add(&mut self, host: &mut Host) -> Result<(), Box<dyn Error>> {
+        let com1 = console(host, &self.guest)?;
+        self.com1 += com1.get(self.begin.0..).unwrap_or_default();
+        let com2 = host.com2().received();
+        self.com2 += &String::from_utf8_lossy(com2.get(self.begin.1..).unwrap_or_default());
+        Ok(())
+    }
+
+    /// What COM1 and COM2 have said up to now, when the guest is on `host`.
+    ///
+    /// # Errors
+    /// Those of the host.
+    pub fn end(mut self, host: &mut Host) -> Result<(String, String), Box<dyn Error>> {
+        self.add(host)?;
+        Ok((self.com1, self.com2))
+    }
+}
+
+/// How long a host's logs of the guest's two ports are.
+fn lengths(host: &mut Host, guest: &str) -> Result<(usize, usize), Box<dyn Error>> {
+    Ok((console(host, guest)?.len(), host.com2().received().len()))
+}
+
+/// Checks that the kernels of hosts have noticed nothing.
+///
+/// # Errors
+/// The log of the first that has.
+pub fn check_kernel_logs(hosts: &mut [&mut Host]) -> Result<(), Box<dyn Error>> {
+    for host in hosts {
+        let log = host.sh("dmesg")?;
+        if ["WARNING:", "BUG:", "Oops", "Call Trace"]
+            .iter()
+            .any(|word| log.contains(word))
+        {
+            return Err(format!("the kernel of {} says:\n{log}", host.name()).into());
+        }
+    }
+    Ok(())
+}
+
+/// What the hardware of a 16550A says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UartSetting {
+    /// Divisor of 115,200 baud.
+    pub divisor: u32,
+    /// Whether IIR shows the FIFOs as on.
+    pub fifo: bool,
+    /// LCR.
+    pub line_control: u32,
+}
+
+/// Reads a host's second serial port by `inb` and `outb`, which know nothing of pvmm.
+///
+/// Reading IIR can take an interrupt away from the guest, so nothing that uses the port may follow.
+///
+/// # Errors
+/// Those of the host, and unexpected output.
+pub fn uart_setting(host: &mut Host) -> Result<UartSetting, Box<dyn Error>> {
+    let output = host.sh(
+        "set -e; lcr=$(inb 0x2fb); iir=$(inb 0x2fa); outb 0x2fb $((lcr | 128)); dll=$(inb 0x2f8); \
+         dlm=$(inb 0x2f9); outb 0x2fb $lcr; echo $((dll | dlm << 8)) $((iir >> 6)) $lcr",
+    )?;
+    let numbers: Vec<u32> = output
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    let [divisor, fifo, line_control] = numbers[..] else {
+        return Err(format!("three numbers expected, got {output:?}").into());
+    };
+    Ok(UartSetting {
+        divisor,
+        fifo: fifo == 3,
+        line_control,
+    })
 }

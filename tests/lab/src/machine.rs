@@ -13,7 +13,7 @@ use crate::tree::{Bind, Tree};
 /// instruction, so this is the counter's rate too, and [`COMMAND_LINE`] tells the kernel. Not more than
 /// a real core manages: cards take packets, and timers fire, by emulated time, which would otherwise
 /// crawl, and each idle tick costs real time, too.
-const IPS: u32 = 25_000_000;
+const IPS: u32 = 50_000_000;
 
 /// Emulated time doesn't run ahead of real time. Otherwise an idle host's clock races (and keeps a core
 /// busy), and all limits of its daemons are over before a busy peer has done anything.
@@ -27,7 +27,7 @@ const CLOCK: &str = "clock: sync=slowdown";
 /// - `initcall_blacklist`: 0.2 billion instructions that verify certificates for module signatures
 /// - `mitigations=off`: the emulated CPU doesn't speculate, and pays for each instruction
 /// - `panic=0`, so that the console's last words stay the last
-pub const COMMAND_LINE: &str = "console=ttyS0,115200 quiet panic=0 tsc_early_khz=25000 \
+pub const COMMAND_LINE: &str = "console=ttyS0,115200 quiet panic=0 tsc_early_khz=50000 \
     no_timer_check cryptomgr.notests mitigations=off initcall_blacklist=load_system_certificate_list";
 
 /// The hosts' kernel command line under QEMU.
