@@ -161,7 +161,8 @@ mod tests {
     #[test]
     fn a_kernel_that_does_not_fit_is_refused() {
         let ram = GuestRam::new("test", 16 << 20).expect("test memory can be mapped");
-        let kernel = parse(&made_up(62, GPA, 16)).expect("a valid image");
+        let image = made_up(62, GPA, 16);
+        let kernel = parse(&image).expect("a valid image");
         let error = kernel.load(&ram).expect_err("16 MiB end where it begins");
         assert!(error.to_string().contains("the kernel needs"), "{error}");
     }
