@@ -2,6 +2,7 @@
 //! A failure in every phase and in every call, on each side: afterwards exactly one side runs the guest, and it is the
 //! source, unless the commit was over.
 
+use crate::devices::{Hardware, UART};
 use crate::fake::{Fault, Faults, Operation, START_CLOCK};
 use crate::network::Scene;
 use pvmm_migrate::error::Guest;
@@ -48,6 +49,22 @@ fn a_failure_in_any_phase_of_the_source_leaves_the_guest_there_until_the_commit(
             scene.assert_unchanged();
         }
     }
+}
+
+#[test]
+fn a_character_that_arrives_between_capture_and_failure_is_kept() {
+    let mut scene = Scene::plain();
+    scene.source.arrives_after_capture = Some(b'!');
+    scene.options.hook = Some(Box::new(|phase| match phase {
+        SourcePhase::Commit => Err("injected".into()),
+        _ => Ok(()),
+    }));
+    let failure = scene.migrate().expect_err("the hook failed");
+    assert!(failure.notes.is_empty(), "{failure}");
+    let Hardware::Uart(uart) = &scene.source.devices[&UART].hardware else {
+        panic!("device {UART} is the UART");
+    };
+    assert_eq!(uart.received, b"in!");
 }
 
 #[test]

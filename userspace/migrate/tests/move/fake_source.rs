@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The guest at the source.
 
-use crate::devices::{programmed, Device};
+use crate::devices::{programmed, Device, Hardware};
 use crate::fake::{
     description, frames, machine, Faults, Machine, Memory, Operation, World, START_CLOCK,
 };
@@ -32,6 +32,8 @@ pub struct FakeSource {
     pub devices: BTreeMap<u32, Device>,
     /// Captured states name a register that does not exist.
     pub spoil_records: bool,
+    /// A character that the UART receives when it has just been captured.
+    pub arrives_after_capture: Option<u8>,
     /// The clock with which it was resumed.
     pub resumed: Option<Option<Clock>>,
     /// Read at every step, to see the progress grow.
@@ -57,6 +59,7 @@ impl FakeSource {
             released: false,
             devices: programmed(),
             spoil_records: false,
+            arrives_after_capture: None,
             resumed: None,
             job: None,
             progress: Vec::new(),
@@ -198,6 +201,9 @@ impl SourceVm for FakeSource {
         self.faults.call(Operation::CaptureDevice)?;
         let device = self.devices.get_mut(&device).ok_or("no such device")?;
         let mut captured = device.capture();
+        if let Hardware::Uart(uart) = &mut device.hardware {
+            uart.received.extend(self.arrives_after_capture.take());
+        }
         if self.spoil_records {
             captured.records[0].register = 9999;
         }
