@@ -173,3 +173,6 @@ impl<H: Host> Attached<H> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

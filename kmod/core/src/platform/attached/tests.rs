@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Claiming and giving back a UART of the simulated host.
+
+use super::*;
+use pvmm_hostabi::sim::{Machine, PortDevice, SimHost};
+use pvmm_hostabi::{ClaimError, HostDev};
+use pvmm_uapi::{KIND_I8259, KIND_UART16550};
+use std::sync::{Arc, Mutex, PoisonError};
+
+const BASE: u16 = 0x2f8;
+/// What of MCR follows to MSR in loopback (PC16550D, 8.7): bit of MSR by bit of MCR.
+const LOOPBACK: [(u8, u8); 4] = [(0x01, 0x20), (0x02, 0x10), (0x04, 0x40), (0x08, 0x80)];
+
+/// The registers of a 16550A at rest: nothing is sent, and nothing arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Registers {
+    divisor: [u8; 2],
+    ier: u8,
+    fcr: u8,
+    lcr: u8,
+    mcr: u8,
+    scr: u8,
+}
+
+struct Uart(Mutex<Registers>);
+
+impl Uart {
+    fn registers(&self) -> Registers {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PortDevice for Uart {
+    fn read(&self, port: u16, _bytes: u8) -> u32 {
+        let chip = self.registers();
+        let value = match port - BASE {
+            latch @ 0..=1 if chip.lcr & 0x80 != 0 => chip.divisor[usize::from(latch)],
+            0 => 0,
+            1 => chip.ier,
+            2 => 0x01 | (chip.fcr & 1) * 0xc0,
+            3 => chip.lcr,
+            4 => chip.mcr,
+            5 => 0x60,
+            6 if chip.mcr & 0x10 != 0 => LOOPBACK
+                .iter()
+                .filter(|(bit, _)| chip.mcr & bit != 0)
+                .map(|(_, line)| line)
+                .sum(),
+            6 => 0,
+            _ => chip.scr,
+        };
+        value.into()
+    }
+
+    fn write(&self, port: u16, _bytes: u8, value: u32) {
+        let mut chip = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let value = value as u8;
+        match port - BASE {
+            latch @ 0..=1 if chip.lcr & 0x80 != 0 => chip.divisor[usize::from(latch)] = value,
+            1 => chip.ier = value & 0x0f,
+            2 => chip.fcr = value & 0xc9,
+            3 => chip.lcr = value,
+            4 => chip.mcr = value & 0x1f,
+            7 => chip.scr = value,
+            _ => {}
+        }
+    }
+}
+
+/// As the driver of a terminal at 9600 baud leaves it.
+const IN_USE: Registers = Registers {
+    divisor: [12, 0],
+    ier: 0x05,
+    fcr: 0xc1,
+    lcr: 0x13,
+    mcr: 0x0b,
+    scr: 0x5a,
+};
+
+/// After a master reset (PC16550D, table III), with the divisor of 115,200 baud.
+const RESET: Registers = Registers {
+    divisor: [1, 0],
+    ier: 0,
+    fcr: 0,
+    lcr: 0,
+    mcr: 0,
+    scr: 0,
+};
+
+fn plugged() -> Arc<Uart> {
+    let uart = Arc::new(Uart(Mutex::new(IN_USE)));
+    Machine::current().plug(BASE, 8, uart.clone());
+    uart
+}
+
+#[test]
+fn a_uart_is_reset_when_it_is_claimed_and_again_when_it_is_given_back() {
+    let uart = plugged();
+    let ports = SimHost::claim_ports(BASE, 8).expect("the ports are free");
+    let claimed = Claimed::<SimHost>::new(KIND_UART16550, ports).expect("it is a UART");
+    assert_eq!(uart.registers(), RESET);
+    assert_eq!(
+        SimHost::claim_ports(BASE, 8).map(drop),
+        Err(ClaimError::Busy)
+    );
+
+    *uart.0.lock().expect("no holder panics") = IN_USE;
+    drop(claimed);
+    assert_eq!(uart.registers(), RESET);
+    assert!(
+        SimHost::claim_ports(BASE, 8).is_ok(),
+        "the ports are free again"
+    );
+}
+
+#[test]
+fn ports_without_a_uart_are_refused_and_given_back() {
+    let ports = SimHost::claim_ports(BASE, 8).expect("the ports are free");
+    let refused = Claimed::<SimHost>::new(KIND_UART16550, ports).map(drop);
+    assert_eq!(refused, Err(AttachError::NotReset));
+    assert!(
+        SimHost::claim_ports(BASE, 8).is_ok(),
+        "the ports are free again"
+    );
+}
+
+#[test]
+fn a_kind_that_is_unknown_is_refused() {
+    let ports = SimHost::claim_ports(BASE, 8).expect("the ports are free");
+    let unknown = KIND_I8259 + 1000;
+    let refused = Claimed::<SimHost>::new(unknown, ports).map(drop);
+    assert_eq!(refused, Err(AttachError::NotReset));
+}
