@@ -35,18 +35,7 @@ struct Kernel<'a> {
     segments: Vec<(u32, &'a [u8])>,
 }
 
-/// What Bochs hosts boot.
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
-pub struct BootFiles {
-    /// The ROM that loads everything from the disk.
-    pub rom: PathBuf,
-    /// The same, for a machine whose firmware has switched VT-x off.
-    pub rom_without_vtx: PathBuf,
-    /// The disk.
-    pub disk: PathBuf,
-}
-
-/// Makes the ROMs and the disk in `out`.
+/// Makes the ROM and the disk in `out` (`boot.rom`, `boot.disk`), and returns their paths.
 ///
 /// # Errors
 /// [`crate::LabError::Command`] if the ROM can't be assembled; [`crate::LabError::File`] if the kernel
@@ -57,11 +46,20 @@ pub fn build(
     initrd: &[u8],
     command_line: &str,
     out: &Path,
-) -> Result<BootFiles> {
+) -> Result<(PathBuf, PathBuf)> {
+    let rom = out.join("boot.rom");
     let source = out.join("bootrom.S");
     fs::write(&source, BOOT_ROM).map_err(file("can't write", &source))?;
-    let [rom, rom_without_vtx] = [("boot", ""), ("boot-without-vtx", "--defsym LOCK_VMX=1")]
-        .map(|(name, flags)| assemble(tree, name, flags, out));
+    let script = "cd /pvmm/image && as --32 -o bootrom.o bootrom.S && \
+                  ld -m elf_i386 -Ttext=0 --oformat binary -o boot.rom bootrom.o";
+    run_logged(
+        &mut tree.script(&[Bind::rw(out, "/pvmm/image")], script),
+        "assembling the boot ROM",
+        &out.join("image.log"),
+    )?;
+    let code = fs::read(&rom).map_err(file("can't read", &rom))?;
+    let block = option_rom(code).map_err(file("can't use", &rom))?;
+    fs::write(&rom, block).map_err(file("can't write", &rom))?;
 
     let elf = fs::read(vmlinux).map_err(file("can't read", vmlinux))?;
     let kernel = parse(&elf).ok_or_else(|| {
@@ -70,29 +68,7 @@ pub fn build(
     let disk = out.join("boot.disk");
     let content = disk_image(&kernel, initrd, command_line);
     fs::write(&disk, content).map_err(file("can't write", &disk))?;
-    Ok(BootFiles {
-        rom: rom?,
-        rom_without_vtx: rom_without_vtx?,
-        disk,
-    })
-}
-
-/// Makes `NAME.rom` from the ROM's source in `out`.
-fn assemble(tree: &Tree, name: &str, flags: &str, out: &Path) -> Result<PathBuf> {
-    let rom = out.join(format!("{name}.rom"));
-    let script = format!(
-        "cd /pvmm/image && as --32 {flags} -o {name}.o bootrom.S && \
-         ld -m elf_i386 -Ttext=0 --oformat binary -o {name}.rom {name}.o"
-    );
-    run_logged(
-        &mut tree.script(&[Bind::rw(out, "/pvmm/image")], &script),
-        "assembling the boot ROM",
-        &out.join("image.log"),
-    )?;
-    let code = fs::read(&rom).map_err(file("can't read", &rom))?;
-    let block = option_rom(code).map_err(file("can't use", &rom))?;
-    fs::write(&rom, block).map_err(file("can't write", &rom))?;
-    Ok(rom)
+    Ok((rom, disk))
 }
 
 /// Pads the ROM's code to its one block and makes the block's bytes add up to 0, as the BIOS demands.

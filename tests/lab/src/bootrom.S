@@ -70,12 +70,6 @@ protected:
 	decl	TABLE + 4
 	jnz	3b
 	movl	%ebp, MEMMAP_ENTRIES
-	.ifdef	LOCK_VMX		# as firmware does when VT-x is switched off in its setup
-	movl	$0x3a, %ecx		# IA32_FEATURE_CONTROL: locked, VMXON not allowed
-	movl	$1, %eax
-	xorl	%edx, %edx
-	wrmsr
-	.endif
 	movl	$START_INFO, %ebx
 	jmp	*TABLE
 

@@ -88,6 +88,40 @@ impl KernelPackages {
             })
     }
 
+    /// The kernel of a binary package's name (`linux-image-RELEASE`, `linux-headers-RELEASE`, ..., or RELEASE alone), in
+    /// this one's version: that of the source in the tree.
+    ///
+    /// # Errors
+    /// [`LabError::OtherKernel`] if it is of another series.
+    pub fn sibling(&self, package: &str) -> Result<Self> {
+        let release = ["linux-image-", "linux-headers-", "linux-binary-"]
+            .iter()
+            .find_map(|prefix| package.strip_prefix(prefix))
+            .unwrap_or(package);
+        let is_release = release
+            .strip_prefix(SERIES)
+            .and_then(|rest| rest.strip_prefix('.')?.split_once('+'))
+            .is_some_and(|(number, suffix)| {
+                number.bytes().all(|b| b.is_ascii_digit()) && suffix.contains('-')
+            });
+        if !is_release {
+            return Err(LabError::OtherKernel {
+                package: package.to_owned(),
+                series: SERIES,
+                known: self.release.clone(),
+            });
+        }
+        Ok(KernelPackages {
+            release: release.to_owned(),
+            version: self.version.clone(),
+        })
+    }
+
+    /// The package with the hashes of the kernel's exported symbols, with its version.
+    pub fn headers(&self) -> String {
+        format!("linux-headers-{}={}", self.release, self.version)
+    }
+
     /// What to install, with versions.
     pub fn packages(&self) -> Vec<String> {
         all_names(&self.release)
@@ -111,7 +145,16 @@ impl KernelPackages {
 
     /// Where the configuration lies in the tree.
     pub fn config_path(&self) -> String {
-        format!("/usr/src/{}/config.amd64_none_{FLAVOUR}.xz", config())
+        // `+deb13-cloud-amd64`, and `+deb13-rt-amd64` for the realtime kernel.
+        let flavour = self
+            .local_version()
+            .split_once('-')
+            .map_or(FLAVOUR, |(_, flavour)| flavour);
+        let (features, flavour) = match flavour.strip_prefix("rt-") {
+            Some(flavour) => ("rt", flavour),
+            None => ("none", flavour),
+        };
+        format!("/usr/src/{}/config.amd64_{features}_{flavour}.xz", config())
     }
 
     /// The form in which the tree remembers it.
@@ -210,6 +253,45 @@ mod tests {
         assert_eq!(kernel.version, "7.2.12-1~bpo13+1");
         assert_eq!(kernel.local_version(), "+deb13-cloud-amd64");
         assert_eq!(KernelPackages::from_note(&kernel.note()), Some(kernel));
+        Ok(())
+    }
+
+    #[test]
+    fn a_kernel_of_the_series_is_found_by_any_of_its_packages() -> Result<()> {
+        let lab =
+            KernelPackages::newest(&complete("7.2.12+deb13-cloud-amd64", "7.2.12-1~bpo13+1"))?;
+        for (package, config) in [
+            (
+                "linux-image-7.2.12+deb13-amd64",
+                "config.amd64_none_amd64.xz",
+            ),
+            (
+                "linux-headers-7.2.12+deb13-cloud-amd64",
+                "config.amd64_none_cloud-amd64.xz",
+            ),
+            ("7.2.12+deb13-rt-amd64", "config.amd64_rt_amd64.xz"),
+        ] {
+            let kernel = lab.sibling(package)?;
+            assert_eq!(kernel.version, lab.version);
+            assert!(
+                kernel.config_path().ends_with(config),
+                "{}",
+                kernel.config_path()
+            );
+        }
+        assert_eq!(
+            lab.sibling("linux-image-7.2.12+deb13-amd64")?.headers(),
+            "linux-headers-7.2.12+deb13-amd64=7.2.12-1~bpo13+1"
+        );
+        for other in [
+            "linux-image-amd64",
+            "linux-image-6.12.9+deb13-amd64",
+            "7.2",
+            "7.2.1",
+        ] {
+            let error = lab.sibling(other).map_err(|e| e.to_string());
+            assert!(error.is_err_and(|text| text.contains(other)), "{other}");
+        }
         Ok(())
     }
 

@@ -66,6 +66,20 @@ pub enum LabError {
         found: String,
     },
 
+    /// A kernel package that the tree has no source for.
+    #[error(
+        "there is no source of {package} here: name a package of Debian's kernel {series}, such as \
+         linux-image-{known}, or give a prepared build folder with --kdir"
+    )]
+    OtherKernel {
+        /// What was asked for.
+        package: String,
+        /// The series that there is a source of.
+        series: &'static str,
+        /// A release of it.
+        known: String,
+    },
+
     /// A command ended with an error.
     #[error("{what} failed ({status}); the end of its output:\n{tail}\n(all of it: {})", log.display())]
     Command {

@@ -41,8 +41,6 @@ pub struct HostSpec {
     pub cpus: u8,
     /// Which CPU Bochs plays, by its name there.
     pub model: &'static str,
-    /// Whether firmware has left VT-x on.
-    pub firmware_vtx: bool,
     /// Memory in MB.
     pub memory_mb: u32,
 }
@@ -55,7 +53,6 @@ impl HostSpec {
             emulator: Emulator::Bochs,
             cpus: 1,
             model: "tigerlake",
-            firmware_vtx: true,
             memory_mb: 640,
         }
     }
@@ -65,14 +62,6 @@ impl HostSpec {
         HostSpec {
             emulator: Emulator::Qemu,
             ..Self::new(name)
-        }
-    }
-
-    /// With VT-x switched off in its firmware's setup.
-    pub fn vtx_off(self) -> Self {
-        HostSpec {
-            firmware_vtx: false,
-            ..self
         }
     }
 
@@ -141,7 +130,6 @@ impl Host {
             emulator: spec.emulator,
             cpus: spec.cpus,
             model: spec.model,
-            firmware_vtx: spec.firmware_vtx,
             memory_mb: spec.memory_mb,
             cards: &cards,
             com2_port: com2.port(),

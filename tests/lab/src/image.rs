@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::bootdisk::{self, BootFiles};
+use crate::bootdisk;
 use crate::cpio::CpioWriter;
 use crate::error::{file, Result};
 use crate::kernel::Kernel;
@@ -29,8 +29,10 @@ pub struct Image {
     pub vmlinux: PathBuf,
     /// The initramfs.
     pub initrd: PathBuf,
-    /// For Bochs.
-    pub boot: BootFiles,
+    /// For Bochs: the ROM that loads both from ...
+    pub rom: PathBuf,
+    /// ... this disk.
+    pub disk: PathBuf,
 }
 
 /// Names a host's addresses after its network cards and starts the agent.
@@ -108,11 +110,12 @@ pub fn build(
     let archive = initramfs(tree, kernel, files, mtu, &log)?;
     fs::write(&initrd, &archive).map_err(file("can't write", &initrd))?;
     let vmlinux = kernel.vmlinux();
-    let boot = bootdisk::build(tree, &vmlinux, &archive, command_line, out)?;
+    let (rom, disk) = bootdisk::build(tree, &vmlinux, &archive, command_line, out)?;
     Ok(Image {
         vmlinux,
         initrd,
-        boot,
+        rom,
+        disk,
     })
 }
 

@@ -29,8 +29,7 @@ const DEBIAN_MODULES: [&str; 5] = [
     "kernel/arch/x86/kernel/msr.ko",
 ];
 
-/// Prepares `$K` from the tree's packages. The cloud kernel has no e1000 driver, which both emulators'
-/// network card needs: it is compiled from the same source.
+/// Prepares `$K` from the tree's source and configuration packages.
 const PREPARE: &str = r#"
 cd "$K"
 xz -dc "/usr/src/$SOURCE.tar.xz" | tar -x
@@ -42,7 +41,11 @@ scripts/config --file "$K/out/.config" --set-str BUILD_SALT "$RELEASE"
 export KBUILD_OUTPUT="$K/out" LOCALVERSION
 make olddefconfig
 make -j"$(nproc)" prepare modules_prepare
-cp "/usr/src/linux-headers-$RELEASE/Module.symvers" "$K/out/"
+"#;
+
+/// For the hosts' kernel, which is installed in the tree. The cloud kernel has no e1000 driver, which both
+/// emulators' network card needs: it is compiled from the same source.
+const HOSTS: &str = r#"cp "/usr/src/linux-headers-$RELEASE/Module.symvers" "$K/out/"
 unset KBUILD_OUTPUT
 make -C "$K/out" M="$K/source/drivers/net/ethernet/intel/e1000" MO="$K/e1000" CONFIG_E1000=m modules
 strip -g -o "$K/modules/e1000.ko" "$K/e1000/e1000.ko"
@@ -55,7 +58,16 @@ done
 "$K/source/scripts/extract-vmlinux" "/usr/lib/modules/$RELEASE/vmlinuz" > "$K/vmlinux"
 "#;
 
-/// A kernel that modules can be compiled for, and that hosts can boot.
+/// For another kernel: only the hashes of its exported symbols are needed beside the source.
+const OTHERS: &str = r#"
+cd "$K"
+apt-get -q download "$HEADERS"
+dpkg-deb -x linux-headers-*.deb headers
+cp "headers/usr/src/linux-headers-$RELEASE/Module.symvers" "$K/out/"
+rm -r headers linux-headers-*.deb
+"#;
+
+/// A kernel that modules can be compiled for; the tree's own is also one that hosts can boot.
 #[derive(Debug, Clone)]
 pub struct Kernel {
     root: PathBuf,
@@ -68,10 +80,28 @@ impl Kernel {
     /// # Errors
     /// [`LabError::Command`], [`LabError::DiskFull`], [`LabError::File`].
     pub fn ensure(cache: &Cache, lock: &CacheLock, tree: &Tree) -> Result<Self> {
-        let packages = tree.kernel()?;
+        Self::prepared(cache, lock, tree, tree.kernel()?, HOSTS)
+    }
+
+    /// Returns the kernel of a Debian package of the same series, prepared first if the cache doesn't hold it.
+    ///
+    /// # Errors
+    /// [`LabError::OtherKernel`]; [`LabError::Command`], [`LabError::DiskFull`], [`LabError::File`].
+    pub fn of_package(cache: &Cache, lock: &CacheLock, tree: &Tree, package: &str) -> Result<Self> {
+        Self::prepared(cache, lock, tree, tree.kernel()?.sibling(package)?, OTHERS)
+    }
+
+    fn prepared(
+        cache: &Cache,
+        lock: &CacheLock,
+        tree: &Tree,
+        packages: KernelPackages,
+        rest: &str,
+    ) -> Result<Self> {
         let modules = DEBIAN_MODULES.join(" ");
+        let script = format!("{PREPARE}{rest}");
         let hash = cache::hash(
-            [tree.hash(), &packages.note(), PREPARE, &modules]
+            [tree.hash(), &packages.note(), &script, &modules]
                 .iter()
                 .map(|s| s.as_bytes()),
         );
@@ -84,15 +114,16 @@ impl Kernel {
             // A log of an earlier try would only confuse.
             let _ = fs::remove_file(&log);
             let variables = format!(
-                "K={KERNEL_DIR} RELEASE='{}' SOURCE='{}' CONFIG='{}' LOCALVERSION='{}' MODULES='{modules}'",
+                "K={KERNEL_DIR} RELEASE='{}' SOURCE='{}' CONFIG='{}' LOCALVERSION='{}' HEADERS='{}' MODULES='{modules}'",
                 packages.release,
                 packages.source_name(),
                 packages.config_path(),
                 packages.local_version(),
+                packages.headers(),
             );
             let mut command = tree.script(
                 &[Bind::rw(root, KERNEL_DIR)],
-                &format!("{variables}\n{PREPARE}"),
+                &format!("{variables}\n{script}"),
             );
             run_logged(&mut command, "preparing the kernel", &log)?;
             check_symbols(&root.join("out"))?;

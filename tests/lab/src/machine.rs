@@ -60,8 +60,6 @@ pub struct MachineConfig<'a> {
     pub cpus: u8,
     /// Which CPU Bochs plays, by its name there.
     pub model: &'static str,
-    /// Whether firmware has left VT-x on.
-    pub firmware_vtx: bool,
     /// Memory in MB.
     pub memory_mb: u32,
     /// The cards, in PCI order.
@@ -100,8 +98,8 @@ pub fn command(tree: &Tree, config: &MachineConfig<'_>) -> Result<Command> {
             fs::write(&rc, bochsrc(config)).map_err(file("can't write", &rc))?;
             // Bochs locks a disk by a file beside it: each host needs the disk in its own folder.
             let disk = config.folder.join(DISK);
-            if fs::hard_link(&config.image.boot.disk, &disk).is_err() {
-                fs::copy(&config.image.boot.disk, &disk).map_err(file("can't copy to", &disk))?;
+            if fs::hard_link(&config.image.disk, &disk).is_err() {
+                fs::copy(&config.image.disk, &disk).map_err(file("can't copy to", &disk))?;
             }
             // Debian's Bochs has the debugger: it waits for this word before it starts.
             let go = config.folder.join("debugger.rc");
@@ -129,10 +127,6 @@ fn bochsrc(config: &MachineConfig<'_>) -> String {
         .map(|n| format!(", slot{n}=e1000"))
         .collect();
     let (heads, spt) = GEOMETRY;
-    let rom = match config.firmware_vtx {
-        true => &config.image.boot.rom,
-        false => &config.image.boot.rom_without_vtx,
-    };
     format!(
         "plugin_ctrl: unmapped=1, biosdev=1, speaker=0, extfpuirq=1, parallel=1, serial=1, e1000=1\n\
          config_interface: textconfig\n\
@@ -157,7 +151,7 @@ fn bochsrc(config: &MachineConfig<'_>) -> String {
         config.model,
         config.cpus,
         config.com2_port,
-        rom = name_of(rom),
+        rom = name_of(&config.image.rom),
         memory = config.memory_mb,
     )
 }

@@ -13,6 +13,7 @@ mod fetch;
 mod lab;
 mod module;
 mod paths;
+mod port_size;
 mod prepare;
 mod test;
 

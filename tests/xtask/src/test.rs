@@ -12,6 +12,7 @@ use crate::checks::Checks;
 use crate::dependencies;
 use crate::error::{file, start, Error, Result};
 use crate::paths;
+use crate::port_size;
 use crate::prepare::{packages, Base};
 
 /// Which checks.
@@ -55,6 +56,7 @@ fn source(checks: &mut Checks) {
         &mut paths::cargo(&["fmt", "--all", "--check"]),
     );
     checks.check("direction of dependencies", "1 s", dependencies::check);
+    checks.check("size of the Linux port", "1 s", port_size::check);
     let lints = [
         "clippy",
         "--quiet",
