@@ -70,17 +70,6 @@ fn the_module_is_refused_on_a_machine_without_vtx() -> TestResult {
 }
 
 #[test]
-fn the_module_is_refused_where_firmware_has_switched_vtx_off() -> TestResult {
-    on_lab("module-firmware", 1, |lab| {
-        let mut host = lab.boot(&HostSpec::new("a").vtx_off())?;
-        let (code, said) = insmod(&mut host, "")?;
-        assert_ne!(code, 0);
-        assert!(said.contains("disabled by firmware"), "{said}");
-        Ok(())
-    })
-}
-
-#[test]
 fn the_module_stays_while_a_file_is_open_and_goes_after_the_holder_was_killed() -> TestResult {
     on_lab("module-busy", 1, |lab| {
         let mut host = lab.boot(&HostSpec::new("a"))?;

@@ -16,8 +16,8 @@ use pvmm_lab::{Host, HostSpec};
 /// For a guest that writes little: pre-copy converges. An emulated link carries about 1 MB a second, which the default
 /// limit of 300 ms is too short for.
 const CONVERGING: &str = "--downtime-limit 5000";
-/// For a guest that writes faster than the link: it is paused after a round or two, and what it has written goes then.
-const SUSPENDING: &str = "--timeout 110 --timeout-action suspend";
+/// For a guest that writes faster than the link: it is paused after some rounds, and what it has written goes then.
+const SUSPENDING: &str = "--timeout 60 --timeout-action suspend";
 /// Clocks may jump by such a pause, and nothing else may take it for a hung processor: Linux does so after 20 s.
 const GAP: &str = "pvmm.gap_ms=240000 nowatchdog";
 
@@ -70,7 +70,8 @@ fn a_guest_with_8259_and_8254_and_the_hosts_serial_port_moves_ten_times() -> Tes
         let expected = UartSetting {
             divisor: 115_200 / 38_400,
             fifo: true,
-            line_control: 3,
+            // 8 data bits, one stop bit, parity off; Linux selects even parity all the same.
+            line_control: 0x13,
         };
         assert_eq!(uart_setting(&mut one)?, expected);
         Ok(())
