@@ -89,7 +89,8 @@ fn a_target_that_cant_take_the_guest_says_why_before_the_first_page() -> TestRes
     on_lab("refusals", 2, |lab| {
         let older = HostSpec::new("two").model("corei7_skylake_x");
         let (mut one, mut two) = lab.boot_two(&HostSpec::new("one"), &older)?;
-        serve(&mut one)?;
+        one.sh("insmod /lib/modules/pvmm.ko")?;
+        daemon(&mut one, &format!("--grant {COM2} --max-memory 200M"))?;
         let daemon_of_two = serve(&mut two)?;
         let run = "pvmmd run --kernel /guest/vmlinux --initrd /guest/initrd";
         let device = format!("--device {COM2},backend=physical");
@@ -101,12 +102,12 @@ fn a_target_that_cant_take_the_guest_says_why_before_the_first_page() -> TestRes
 
         // The older CPU's features are a part of the newer one's.
         two.sh(&format!("{run} --name g --memory 80M {device}"))?;
-        one.sh(&format!("{run} --name hog --memory 400M"))?;
+        one.sh(&format!("{run} --name hog --memory 160M"))?;
         let said = refused(&mut two, &one)?;
         assert!(said.contains("bytes of memory"), "{said}");
         one.sh("pvmmd stop hog")?;
 
-        one.sh(&format!("{run} --name other --memory 64M {device}"))?;
+        one.sh(&format!("{run} --name other --memory 80M {device}"))?;
         let said = refused(&mut two, &one)?;
         assert!(said.contains("serial at port 0x2f8 IRQ 3"), "{said}");
         one.sh("pvmmd stop other")?;
@@ -114,6 +115,7 @@ fn a_target_that_cant_take_the_guest_says_why_before_the_first_page() -> TestRes
         // A daemon of the future, as far as it gets.
         two.sh("pvmmd stop g")?;
         two.sh(&format!("kill {daemon_of_two}"))?;
+        two.wait(daemon_of_two, Duration::from_secs(60))?;
         let answer = Answer {
             chosen: 0,
             versions: vec![99],
@@ -123,6 +125,7 @@ fn a_target_that_cant_take_the_guest_says_why_before_the_first_page() -> TestRes
             &["sh", "-c", "nc -l -p 7000 < /tmp/answer > /dev/null"],
             "/tmp/nc.log",
         )?;
+        two.sh("for i in $(seq 100); do netstat -tln | grep -q :7000 && exit 0; usleep 50000; done; exit 1")?;
         one.sh(&format!("{run} --name g --memory 80M {device}"))?;
         let said = refused(&mut one, &two)?;
         assert!(said.contains("99"), "{said}");

@@ -37,7 +37,7 @@ impl PortDevice for Uart {
             latch @ 0..=1 if chip.lcr & 0x80 != 0 => chip.divisor[usize::from(latch)],
             0 => 0,
             1 => chip.ier,
-            2 => 0x01 | (chip.fcr & 1) * 0xc0,
+            2 => 0x01 | ((chip.fcr & 1) * 0xc0),
             3 => chip.lcr,
             4 => chip.mcr,
             5 => 0x60,
