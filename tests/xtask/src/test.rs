@@ -98,6 +98,11 @@ fn machines(checks: &mut Checks, filter: Option<&str>) -> Result<()> {
     }
     let own = env::current_exe().map_err(file("can't find", Path::new("this program")))?;
     for program in test_programs()? {
+        if let Some(filter) = filter {
+            if !has_test(&program, filter)? {
+                continue;
+            }
+        }
         let mut words = vec![
             OsString::from("--test-threads=2"),
             OsString::from("--format=pretty"),
@@ -114,6 +119,17 @@ fn machines(checks: &mut Checks, filter: Option<&str>) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Whether a test program has a test with `filter` in its name.
+fn has_test(program: &Path, filter: &str) -> Result<bool> {
+    let list = Command::new(program)
+        .args(["--list", "--format=terse", filter])
+        .output()
+        .map_err(start("a test program"))?;
+    Ok(String::from_utf8_lossy(&list.stdout)
+        .lines()
+        .any(|line| line.ends_with(": test")))
 }
 
 /// Compiles the end-to-end tests; outside of the namespaces, where cargo has the network.
