@@ -115,7 +115,7 @@ impl Base {
 
 /// Where hosts have a kernel for guests.
 pub const GUEST_KERNEL: &str = "/guest/vmlinuz";
-/// Where hosts have the same kernel unpacked: it starts a minute earlier on an emulated host.
+/// Where hosts have the same kernel unpacked: under emulation, a guest's own unpacking takes long.
 pub const GUEST_VMLINUX: &str = "/guest/vmlinux";
 /// Where hosts have an initramfs for guests: the verifier of the crate `pvmm-guest`.
 pub const GUEST_INITRD: &str = "/guest/initrd";

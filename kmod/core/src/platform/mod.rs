@@ -251,15 +251,7 @@ impl<H: Host> Platform<H> {
     /// Attaches a device that was claimed from the host; returns its number. The guest's ports must be free.
     pub fn attach(&mut self, device: Attached<H>, count: u16) -> Result<u32, AttachError> {
         let base = device.guest_base();
-        let taken = (0..count).any(|offset| {
-            let port = base.wrapping_add(offset);
-            Chipset::claims_port(port)
-                || self
-                    .attached
-                    .iter()
-                    .flatten()
-                    .any(|other| other.covers(port))
-        });
+        let taken = (0..count).any(|offset| !self.is_user(base.wrapping_add(offset)));
         if taken || base.checked_add(count).is_none() {
             return Err(AttachError::Overlap);
         }

@@ -114,20 +114,14 @@ fn a_uart_is_reset_when_it_is_claimed_and_again_when_it_is_given_back() {
 }
 
 #[test]
-fn ports_without_a_uart_are_refused_and_given_back() {
-    let ports = SimHost::claim_ports(BASE, 8).expect("the ports are free");
-    let refused = Claimed::<SimHost>::new(KIND_UART16550, ports).map(drop);
-    assert_eq!(refused, Err(AttachError::NotReset));
-    assert!(
-        SimHost::claim_ports(BASE, 8).is_ok(),
-        "the ports are free again"
-    );
-}
-
-#[test]
-fn a_kind_that_is_unknown_is_refused() {
-    let ports = SimHost::claim_ports(BASE, 8).expect("the ports are free");
-    let unknown = KIND_I8259 + 1000;
-    let refused = Claimed::<SimHost>::new(unknown, ports).map(drop);
-    assert_eq!(refused, Err(AttachError::NotReset));
+fn ports_without_a_uart_and_unknown_kinds_are_refused_and_given_back() {
+    for number in [KIND_UART16550, KIND_I8259 + 1000] {
+        let ports = SimHost::claim_ports(BASE, 8).expect("the ports are free");
+        let refused = Claimed::<SimHost>::new(number, ports).map(drop);
+        assert_eq!(refused, Err(AttachError::NotReset));
+        assert!(
+            SimHost::claim_ports(BASE, 8).is_ok(),
+            "the ports are free again"
+        );
+    }
 }
