@@ -84,11 +84,33 @@ fn a_guest_with_apics_moves_while_it_writes_faster_than_the_link() -> TestResult
         let (mut one, mut two) = lab.boot_two(&HostSpec::new("one"), &HostSpec::new("two"))?;
         serve(&mut one)?;
         serve(&mut two)?;
+        let device = format!("--device {COM2},backend=physical");
         let trail = Trail::begin(&mut one, "g")?;
-        start(&mut one, "g", APIC, &format!("pvmm.load=fast {GAP}"), "")?;
-        let (com1, _) = travel(trail, &mut one, &mut two, &[SUSPENDING; 2])?;
+        start(
+            &mut one,
+            "g",
+            APIC,
+            &format!("pvmm.load=fast {GAP}"),
+            &device,
+        )?;
+        assert!(one.com2().wait_for(b"pvmm-heartbeat com2 2 ", LIMIT));
+
+        let moves = vec![SUSPENDING; busy_moves()?];
+        let (com1, com2) = travel(trail, &mut one, &mut two, &moves)?;
         let first = check_heartbeats(&com1)?.com1.ok_or("nothing on COM1")?;
+        let second = check_heartbeats(&com2)?.com2.ok_or("nothing on COM2")?;
         assert!(first.first == 1 && first.count() > 100, "{first:?}");
+        assert!(second.first == 1 && second.count() > 100, "{second:?}");
         check_kernel_logs(&mut [&mut one, &mut two])
     })
+}
+
+/// How often the busy guest moves: there and back, or as often as `PVMM_BUSY_MOVES` says, since each takes minutes.
+fn busy_moves() -> Result<usize, Box<dyn Error>> {
+    match std::env::var("PVMM_BUSY_MOVES") {
+        Ok(number) => Ok(number
+            .parse()
+            .map_err(|_| format!("PVMM_BUSY_MOVES={number} is not a number of moves"))?),
+        Err(_) => Ok(2),
+    }
 }
