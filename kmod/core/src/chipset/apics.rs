@@ -75,17 +75,22 @@ impl Chipset {
         Some(())
     }
 
+    /// Whether an MSR is the local APIC's: IA32_APIC_BASE, IA32_TSC_DEADLINE and 800h to 8FFh.
+    pub const fn claims_msr(index: u32) -> bool {
+        LocalApic::claims_msr(index)
+    }
+
     /// RDMSR of IA32_APIC_BASE, IA32_TSC_DEADLINE and 800h to 8FFh. `None` if the MSR is another, or there is no local
     /// APIC.
     ///
     /// # Errors
     /// The inner result: the access raises #GP(0).
     pub fn msr_read(&mut self, index: u32, now: u64) -> Option<Result<u64, GeneralProtection>> {
-        let tsc = self.clock.tsc_at(now);
-        let apics = self.apics.as_mut()?;
         if !LocalApic::claims_msr(index) {
             return None;
         }
+        let tsc = self.clock.tsc_at(now);
+        let apics = self.apics.as_mut()?;
         let answer = apics.local.msr_read(index, now, tsc);
         self.settle();
         Some(answer)
@@ -101,11 +106,11 @@ impl Chipset {
         value: u64,
         now: u64,
     ) -> Option<Result<(), GeneralProtection>> {
-        let tsc = self.clock.tsc_at(now);
-        let apics = self.apics.as_mut()?;
         if !LocalApic::claims_msr(index) {
             return None;
         }
+        let tsc = self.clock.tsc_at(now);
+        let apics = self.apics.as_mut()?;
         let answer = apics.local.msr_write(index, value, now, tsc);
         let answer = answer.map(|effect| apics.carry_out(effect));
         self.settle();

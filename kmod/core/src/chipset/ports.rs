@@ -48,20 +48,32 @@ impl Chipset {
         find(port).is_some()
     }
 
+    /// Whether a read of `port` needs no look at what else has happened, and changes neither an interrupt nor a deadline:
+    /// masks, ELCR, and what follows from the time alone.
+    pub const fn only_shows(&self, port: u16) -> bool {
+        match find(port) {
+            // The other port of each shows requests, and either is the answer to a poll.
+            Some(Port::I8259(at)) => (at.offset == 1 || at.range == 2) && !self.i8259.is_polled(),
+            Some(Port::I8254(_) | Port::AcpiPm(_) | Port::Reset) => true,
+            None => false,
+        }
+    }
+
     /// A guest's IN. `None` if the first byte is not the chipset's; other bytes of a wide access that are not read as
     /// ones.
     pub fn port_read(&mut self, port: u16, width: Width, now: u64) -> Option<u64> {
         if let Port::AcpiPm(offset) = find(port)? {
-            let value = self.acpi_pm.read(offset, width, now);
-            self.settle();
-            return Some(value);
+            return Some(self.acpi_pm.read(offset, width, now));
         }
+        let only_shows = self.only_shows(port);
         // All others are byte devices, and the bus splits the access.
         let value = (0..width.bytes()).fold(0, |value, byte| {
             let at = port.wrapping_add(byte.into());
             value | u64::from(self.read_byte(at, now)) << (8 * byte)
         });
-        self.settle();
+        if !only_shows {
+            self.settle();
+        }
         Some(value)
     }
 

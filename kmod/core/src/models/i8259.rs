@@ -414,6 +414,11 @@ impl I8259Pair {
         }
     }
 
+    /// Whether the next read of one of the two is a poll, which acknowledges an interrupt.
+    pub const fn is_polled(&self) -> bool {
+        self.master.poll || self.slave.poll
+    }
+
     /// Writes the byte at `at`; see [`I8259Pair::read`] for the ranges. Ignored elsewhere.
     pub fn write(&mut self, at: Location, value: u8) {
         match (at.range, at.offset) {

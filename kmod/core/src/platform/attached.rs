@@ -94,6 +94,8 @@ pub struct Attached<H: Host> {
     _irq: H::Irq<DeviceLine<H>>,
     guest_base: u16,
     recorder: H::Box<RecorderState>,
+    /// The recorder's traps that the I/O bitmap has.
+    traps: Option<u64>,
 }
 
 /// The device's hardware, for the monitor's own accesses.
@@ -124,6 +126,7 @@ impl<H: Host> Attached<H> {
             _irq: irq,
             guest_base,
             recorder,
+            traps: None,
         }
     }
 
@@ -164,9 +167,12 @@ impl<H: Host> Attached<H> {
 
     /// Lets those ports through that need no recording in the device's present state. Only ports at the same place for guest
     /// and host can go through.
-    pub fn update_bitmap(&self, bitmap: &IoBitmap<H>) {
-        let moved = self.guest_base != self.claimed.ports.base();
+    pub fn update_bitmap(&mut self, bitmap: &IoBitmap<H>) {
         let traps = self.recorder.traps(0);
+        if self.traps.replace(traps) == Some(traps) {
+            return;
+        }
+        let moved = self.guest_base != self.claimed.ports.base();
         for offset in 0..self.claimed.ports.count() {
             let recorded = offset >= 64 || traps & (1 << offset) != 0;
             bitmap.set(self.guest_base.wrapping_add(offset), moved || recorded);

@@ -9,6 +9,9 @@ mod attached;
 mod clock;
 mod timing;
 
+#[cfg(test)]
+mod tests;
+
 pub use attached::{AttachError, Attached, Claimed};
 pub use clock::VmClock;
 pub use timing::HostTiming;
@@ -40,8 +43,9 @@ pub enum PortOutcome {
 
 /// Chipset, devices, clock.
 pub struct Platform<H: Host> {
-    /// The chipset.
-    pub chipset: H::Box<Chipset>,
+    chipset: H::Box<Chipset>,
+    /// VM nanosecond until which the chipset changes nothing by itself; 0 after it was touched.
+    quiet_until: u64,
     clock: VmClock,
     tsc_adjust: u64,
     bitmap: IoBitmap<H>,
@@ -77,6 +81,7 @@ impl<H: Host> Platform<H> {
         let recorder = |kind| RecorderState::new(kind).ok_or(OutOfMemory);
         Ok(Self {
             chipset: H::boxed(Chipset::new(apic, clock.guest_clock(0)))?,
+            quiet_until: 0,
             clock,
             tsc_adjust: 0,
             bitmap: IoBitmap::new()?,
@@ -89,6 +94,53 @@ impl<H: Host> Platform<H> {
             power_off: false,
             reset: false,
         })
+    }
+
+    /// The chipset, to look at.
+    pub fn chipset(&self) -> &Chipset {
+        &self.chipset
+    }
+
+    /// The chipset as it is at `now`, for an access of the guest: what happened before must not meet what it changes.
+    pub fn chipset_at(&mut self, now: u64) -> &mut Chipset {
+        if !self.is_touched() {
+            self.chipset.advance(now);
+        }
+        self.chipset_mut()
+    }
+
+    /// The chipset, to change: [`Platform::advance`] will look at it.
+    pub fn chipset_mut(&mut self) -> &mut Chipset {
+        self.quiet_until = 0;
+        &mut self.chipset
+    }
+
+    /// Whether the chipset was touched since [`Platform::advance`] looked at it: there may be another interrupt, or another
+    /// deadline.
+    pub const fn is_touched(&self) -> bool {
+        self.quiet_until == 0
+    }
+
+    /// Lets the chipset catch up with `now`, unless nothing can have changed: most exits touch nothing of it.
+    pub fn advance(&mut self, now: u64) {
+        if now < self.quiet_until {
+            return;
+        }
+        let chipset = self.chipset_mut();
+        chipset.advance(now);
+        let requests = chipset.take_requests();
+        let signals = chipset.take_signals();
+        self.power_off |= requests.soft_off;
+        self.reset |= requests.reset;
+        self.nmi |= signals.nmi;
+    }
+
+    /// When to call [`Platform::advance`] next, in VM nanoseconds, if nothing touches the chipset before.
+    pub fn next_deadline(&mut self, now: u64) -> Option<u64> {
+        if self.quiet_until == 0 {
+            self.quiet_until = self.chipset.next_deadline(now).unwrap_or(u64::MAX);
+        }
+        (self.quiet_until != u64::MAX).then_some(self.quiet_until)
     }
 
     /// Addresses of the two I/O bitmaps.
@@ -114,30 +166,35 @@ impl<H: Host> Platform<H> {
     /// Sets the VM's clock.
     pub fn set_clock(&mut self, clock: VmClock) {
         self.clock = clock;
-        self.chipset.set_clock(clock.guest_clock(self.tsc_adjust));
+        let line = clock.guest_clock(self.tsc_adjust);
+        self.chipset_mut().set_clock(line);
     }
 
     /// Tells the chipset's TSC deadline of a new IA32_TSC_ADJUST.
     pub fn set_tsc_adjust(&mut self, adjust: u64) {
         self.tsc_adjust = adjust;
-        self.chipset.set_clock(self.clock.guest_clock(adjust));
+        let line = self.clock.guest_clock(adjust);
+        self.chipset_mut().set_clock(line);
     }
 
     /// Brings interrupts that came from other threads to the chipset's pins.
     pub fn drain_interrupts(&mut self) {
+        if !self.control.has_lines() {
+            return;
+        }
         let (rose, levels) = self.control.take_lines();
         let changed = rose | (levels ^ self.seen_levels);
         self.seen_levels = levels;
         for irq in (0..16u8).filter(|irq| changed & (1 << irq) != 0) {
             let level = levels & (1 << irq) != 0;
             if rose & (1 << irq) == 0 {
-                self.chipset.set_isa_line(irq, level);
+                self.chipset_mut().set_isa_line(irq, level);
             } else if level {
                 // It may have fallen and risen again since the last look: an edge in any case.
-                self.chipset.set_isa_line(irq, false);
-                self.chipset.set_isa_line(irq, true);
+                self.chipset_mut().set_isa_line(irq, false);
+                self.chipset_mut().set_isa_line(irq, true);
             } else {
-                self.chipset.pulse_isa_line(irq);
+                self.chipset_mut().pulse_isa_line(irq);
             }
         }
     }
@@ -150,15 +207,11 @@ impl<H: Host> Platform<H> {
 
     /// Takes an NMI that the local APIC asked for.
     pub fn take_nmi(&mut self) -> bool {
-        let signals = self.chipset.take_signals();
-        core::mem::take(&mut self.nmi) | signals.nmi
+        core::mem::take(&mut self.nmi)
     }
 
     /// Whether the guest has asked to be powered off or reset.
-    pub fn has_request(&mut self) -> bool {
-        let requests = self.chipset.take_requests();
-        self.power_off |= requests.soft_off;
-        self.reset |= requests.reset;
+    pub const fn has_request(&self) -> bool {
         self.power_off || self.reset
     }
 
@@ -224,9 +277,13 @@ impl<H: Host> Platform<H> {
             return result;
         }
         let result = match direction {
-            Direction::Read => self.chipset.port_read(port, width, now),
+            // Without the mark that it was touched.
+            Direction::Read if self.chipset.only_shows(port) => {
+                self.chipset.port_read(port, width, now)
+            }
+            Direction::Read => self.chipset_at(now).port_read(port, width, now),
             Direction::Write => self
-                .chipset
+                .chipset_at(now)
                 .port_write(port, width, value, now)
                 .map(|()| value),
         };
@@ -249,7 +306,7 @@ impl<H: Host> Platform<H> {
     }
 
     /// Attaches a device that was claimed from the host; returns its number. The guest's ports must be free.
-    pub fn attach(&mut self, device: Attached<H>, count: u16) -> Result<u32, AttachError> {
+    pub fn attach(&mut self, mut device: Attached<H>, count: u16) -> Result<u32, AttachError> {
         let base = device.guest_base();
         let taken = (0..count).any(|offset| !self.is_user(base.wrapping_add(offset)));
         if taken || base.checked_add(count).is_none() {

@@ -226,7 +226,7 @@ impl<H: Host> Vcpu<H> {
         width: Width,
     ) -> u64 {
         let now = self.platform.now(rdtsc());
-        if let Some(value) = self.platform.chipset.mmio_read(gpa, width, now) {
+        if let Some(value) = self.platform.chipset_at(now).mmio_read(gpa, width, now) {
             return value & width.mask();
         }
         let mut bytes = [0; 8];
@@ -251,7 +251,7 @@ impl<H: Host> Vcpu<H> {
         let now = self.platform.now(rdtsc());
         if self
             .platform
-            .chipset
+            .chipset_at(now)
             .mmio_write(gpa, width, value & width.mask(), now)
             .is_some()
         {

@@ -91,7 +91,7 @@ impl<H: Host> Vcpu<H> {
         loop {
             let now = self.platform.now(rdtsc());
             self.platform.drain_interrupts();
-            self.platform.chipset.advance(now);
+            self.platform.advance(now);
             if self.platform.has_request() {
                 self.report_request(run);
                 return Ok(false);
@@ -100,7 +100,7 @@ impl<H: Host> Vcpu<H> {
                 self.cpu.raise_nmi();
             }
             let enabled = self.cpu.snapshot().rflags & RFLAGS_IF != 0;
-            if self.cpu.nmi_pending() || (enabled && self.platform.chipset.pending_interrupt()) {
+            if self.cpu.nmi_pending() || (enabled && self.platform.chipset().pending_interrupt()) {
                 self.cpu.wake();
                 return Ok(true);
             }
@@ -111,7 +111,6 @@ impl<H: Host> Vcpu<H> {
             }
             let wait = self
                 .platform
-                .chipset
                 .next_deadline(now)
                 .map_or(MAX_HALT_NS, |deadline| {
                     deadline.saturating_sub(now).min(MAX_HALT_NS)
@@ -225,8 +224,8 @@ impl<H: Host> Vcpu<H> {
         // delivered afterwards, so that all parts show the same instant.
         let now = self.platform.now(rdtsc());
         self.platform.drain_interrupts();
-        state.cr8 = self.platform.chipset.cr8();
-        state.apic = self.platform.chipset.save_local_apic(now);
+        state.cr8 = self.platform.chipset().cr8();
+        state.apic = self.platform.chipset_mut().save_local_apic(now);
         let mut context = WindowContext {
             platform: &mut self.platform,
             memory: around.memory,

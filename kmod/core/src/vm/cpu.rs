@@ -87,7 +87,7 @@ impl<H: Host> Vm<H> {
         let clock = VmClock::new(point, rdtsc(), self.monitor.tsc_khz().0).ok_or(Error::Invalid)?;
         let mut platform = Platform::<H>::new(apic, clock, control.clone())?;
         // Guests start without firmware, which would have done this.
-        platform.chipset.enter_virtual_wire();
+        platform.chipset_mut().enter_virtual_wire();
         let number = self.monitor.vcpu_number();
         let mut cpu = VmxVcpu::<H>::new(self.monitor.capability, number, cpuid)?;
         cpu.set_tsc(clock.tsc_offset(), clock.multiplier());
@@ -119,7 +119,7 @@ impl<H: Host> Vm<H> {
         match cpuid.fill_restricted(&host, wanted.get(..table.count as usize).unwrap_or(&[])) {
             Ok(()) => self.with_vcpu(|vcpu, _| {
                 if let Some(features) = apic_features(&cpuid) {
-                    vcpu.platform.chipset.set_apic_features(features);
+                    vcpu.platform.chipset_mut().set_apic_features(features);
                 }
                 vcpu.cpu.set_cpuid(cpuid);
                 Ok(())
@@ -185,13 +185,13 @@ impl<H: Host> Vm<H> {
             vcpu.cpu.check_state(&state).map_err(|_| Error::Invalid)?;
             if has_apic && apic.apic_base != 0 {
                 vcpu.platform
-                    .chipset
+                    .chipset_mut()
                     .restore_local_apic(&apic)
                     .map_err(|_| Error::Invalid)?;
             }
             vcpu.cpu.set_state(state).map_err(|_| Error::Invalid)?;
             if has_apic && apic.apic_base == 0 {
-                vcpu.platform.chipset.set_cr8(cr8);
+                vcpu.platform.chipset_mut().set_cr8(cr8);
             }
             vcpu.platform.set_tsc_adjust(vcpu.cpu.tsc_adjust());
             Ok(())
@@ -226,7 +226,7 @@ impl<H: Host> Vm<H> {
         // Nothing is delivered here: an interrupt must not move into a local APIC that has already been captured.
         let state = self.with_vcpu(|vcpu, _| {
             let now = vcpu.platform.now(rdtsc());
-            Ok(vcpu.platform.chipset.save(now))
+            Ok(vcpu.platform.chipset_mut().save(now))
         })?;
         write::<H, _>(argument, &state)
     }
@@ -237,7 +237,7 @@ impl<H: Host> Vm<H> {
         self.with_vcpu(|vcpu, _| {
             let now = vcpu.platform.now(rdtsc());
             vcpu.platform
-                .chipset
+                .chipset_mut()
                 .restore(&state, now)
                 .map_err(|_| Error::Invalid)?;
             vcpu.platform.set_levels(state.isa_levels);

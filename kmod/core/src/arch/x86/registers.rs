@@ -104,6 +104,10 @@ read_register! {
     read_cr0, "cr0"
 }
 read_register! {
+    /// CR2: the address of the last page fault.
+    read_cr2, "cr2"
+}
+read_register! {
     /// CR3.
     read_cr3, "cr3"
 }
@@ -114,6 +118,16 @@ read_register! {
 read_register! {
     /// DR7.
     read_dr7, "dr7"
+}
+
+/// Writes CR2.
+///
+/// # Safety
+///
+/// Supervisor mode, and no page fault of the host's own waits to be looked at.
+pub unsafe fn write_cr2(value: u64) {
+    // SAFETY: the caller's obligation; the register has no effect by itself.
+    unsafe { asm!("mov cr2, {}", in(reg) value, options(nomem, nostack, preserves_flags)) };
 }
 
 /// Writes CR4.

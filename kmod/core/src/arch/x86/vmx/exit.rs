@@ -3,7 +3,7 @@
 
 use super::host::HostRegisters;
 use super::instructions::CurrentVmcs;
-use super::run::{Afterwards, WindowContext};
+use super::run::{Afterwards, Due, WindowContext};
 use super::state::{guest_cr0, guest_cr4};
 use super::vcpu::VmxVcpu;
 use super::vmcs::*;
@@ -11,13 +11,16 @@ use crate::arch::x86::msr::*;
 use crate::arch::x86::registers::*;
 use crate::arch::x86::snapshot::Exception;
 use crate::arch::{Exit, ExitError};
+use crate::chipset::Chipset;
 use crate::iospace::{Direction, Width};
 use crate::platform::PortOutcome;
 use pvmm_hostabi::{Gpa, Host};
 
 /// What to do after an exit.
 pub(super) enum Flow {
-    /// Enter the guest again.
+    /// Enter the guest again; there is no event to deliver.
+    Resume,
+    /// Look after events first.
     Enter,
     /// End the window.
     Leave(Exit),
@@ -60,7 +63,7 @@ impl<H: Host> VmxVcpu<H> {
         host: &HostRegisters,
         context: &mut WindowContext<'_, H>,
         afterwards: &mut Afterwards,
-        deadline: Option<u64>,
+        due: Due,
     ) -> Flow {
         let reason = vmcs.read32(EXIT_REASON);
         match reason & 0xffff {
@@ -81,7 +84,7 @@ impl<H: Host> VmxVcpu<H> {
                 self.fault(Exception::INVALID_OPCODE)
             }
             CR_ACCESS => {
-                let outcome = self.exit_cr_access(vmcs, &mut context.platform.chipset);
+                let outcome = self.exit_cr_access(vmcs, context.platform);
                 self.finish(vmcs, outcome)
             }
             MOV_DR => {
@@ -98,21 +101,19 @@ impl<H: Host> VmxVcpu<H> {
             EPT_VIOLATION => self.exit_ept_violation(vmcs),
             PML_FULL => {
                 self.drain_pml(vmcs, context.memory);
-                Flow::Enter
+                Flow::Resume
             }
-            PREEMPTION_TIMER => {
-                // For the guest's own timer there is nothing to do outside; otherwise it is the host's turn, even if its
-                // interrupts did not make the guest exit.
-                let now = context.platform.now(rdtsc());
-                if deadline.is_some_and(|deadline| deadline <= now) {
-                    Flow::Enter
-                } else {
-                    Flow::Leave(Exit::Host)
-                }
+            // For the guest's own timer there is nothing to do outside; otherwise it is the host's turn, even if its
+            // interrupts did not make the guest exit.
+            PREEMPTION_TIMER if due.is_guests => Flow::Enter,
+            PREEMPTION_TIMER => Flow::Leave(Exit::Host),
+            INVALID_GUEST_STATE => {
+                // Unlike an exit, a failed entry keeps the event.
+                vmcs.write(ENTRY_INTERRUPTION_INFORMATION, 0);
+                Flow::Leave(Exit::Error(ExitError::InvalidGuestState(
+                    vmcs.read(EXIT_QUALIFICATION),
+                )))
             }
-            INVALID_GUEST_STATE => Flow::Leave(Exit::Error(ExitError::InvalidGuestState(
-                vmcs.read(EXIT_QUALIFICATION),
-            ))),
             MACHINE_CHECK_AT_ENTRY => {
                 afterwards.machine_check = true;
                 Flow::Leave(Exit::Host)
@@ -137,7 +138,7 @@ impl<H: Host> VmxVcpu<H> {
             },
         );
         self.unblock(vmcs);
-        Flow::Enter
+        Flow::Resume
     }
 
     fn fault(&mut self, exception: Exception) -> Flow {
@@ -189,7 +190,7 @@ impl<H: Host> VmxVcpu<H> {
     fn exit_hlt(&mut self, vmcs: &CurrentVmcs, context: &mut WindowContext<'_, H>) -> Flow {
         self.done(vmcs);
         let enabled = vmcs.read(GUEST_RFLAGS) & RFLAGS_IF != 0;
-        if self.nmi_pending || (enabled && context.platform.chipset.pending_interrupt()) {
+        if self.nmi_pending || (enabled && context.platform.chipset().pending_interrupt()) {
             return Flow::Enter;
         }
         self.halted = true;
@@ -227,7 +228,7 @@ impl<H: Host> VmxVcpu<H> {
                 if direction == Direction::Read {
                     self.set_rax(width, value);
                 }
-                Flow::Enter
+                Flow::Resume
             }
             PortOutcome::User => Flow::Leave(Exit::Port {
                 port,
@@ -241,7 +242,10 @@ impl<H: Host> VmxVcpu<H> {
     fn exit_rdmsr(&mut self, vmcs: &CurrentVmcs, context: &mut WindowContext<'_, H>) -> Flow {
         let index = self.registers[RCX] as u32;
         let now = context.platform.now(rdtsc());
-        let value = match context.platform.chipset.msr_read(index, now) {
+        let by_chipset = Chipset::claims_msr(index)
+            .then(|| context.platform.chipset_at(now).msr_read(index, now))
+            .flatten();
+        let value = match by_chipset {
             Some(answer) => answer.map_err(|_| ()),
             None => self.read_msr(vmcs, index).map_err(|_| ()),
         };
@@ -264,7 +268,15 @@ impl<H: Host> VmxVcpu<H> {
         let index = self.registers[RCX] as u32;
         let value = (self.registers[RDX] << 32) | (self.registers[RAX] & 0xffff_ffff);
         let now = context.platform.now(rdtsc());
-        let outcome = match context.platform.chipset.msr_write(index, value, now) {
+        let by_chipset = Chipset::claims_msr(index)
+            .then(|| {
+                context
+                    .platform
+                    .chipset_at(now)
+                    .msr_write(index, value, now)
+            })
+            .flatten();
+        let outcome = match by_chipset {
             Some(answer) => answer.map(|()| false).map_err(|_| ()),
             None => self.write_msr(vmcs, index, value).map_err(|_| ()),
         };

@@ -8,7 +8,7 @@ use super::vmcs::*;
 use crate::arch::x86::registers::*;
 use crate::arch::x86::snapshot::Exception;
 use crate::arch::x86::xsave::xsetbv0;
-use crate::chipset::Chipset;
+use crate::platform::Platform;
 use pvmm_hostabi::Host;
 
 /// Instruction done, or the exception that it raises.
@@ -34,7 +34,11 @@ impl<H: Host> VmxVcpu<H> {
     }
 
     /// A control-register access.
-    pub(super) fn exit_cr_access(&mut self, vmcs: &CurrentVmcs, chipset: &mut Chipset) -> Outcome {
+    pub(super) fn exit_cr_access(
+        &mut self,
+        vmcs: &CurrentVmcs,
+        platform: &mut Platform<H>,
+    ) -> Outcome {
         let qualification = vmcs.read(EXIT_QUALIFICATION);
         let register = (qualification >> 8 & 15) as usize;
         match (qualification >> 4 & 3, qualification & 15) {
@@ -45,11 +49,11 @@ impl<H: Host> VmxVcpu<H> {
                 if value > 15 {
                     return Err(GP);
                 }
-                chipset.set_cr8(value);
+                platform.chipset_mut().set_cr8(value);
                 Ok(())
             }
             (1, 8) => {
-                self.set_gpr_or_rsp(vmcs, register, chipset.cr8());
+                self.set_gpr_or_rsp(vmcs, register, platform.chipset().cr8());
                 Ok(())
             }
             // CLTS

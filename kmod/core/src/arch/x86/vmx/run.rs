@@ -36,6 +36,15 @@ pub struct WindowContext<'a, H: Host> {
     pub control: &'a Control<H>,
 }
 
+/// When the machine around the vCPU has to be looked at again.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Due {
+    /// The host's TSC then.
+    pub(super) tsc: u64,
+    /// Whether it is a deadline of the guest's timers; otherwise it is the host's turn.
+    pub(super) is_guests: bool,
+}
+
 /// What must happen after the window with interrupts still off.
 #[derive(Default)]
 pub(super) struct Afterwards {
@@ -135,7 +144,6 @@ impl<H: Host> VmxVcpu<H> {
                 }
                 let result = body(self, &vmcs, &host, context, afterwards);
                 self.registers[RSP] = vmcs.read(GUEST_RSP);
-                self.take_snapshot(&vmcs);
                 // SAFETY: the same CPU and window as `save`; XCR0 is the host's again before the FPU is saved with
                 // the same mask as it was loaded.
                 unsafe {
@@ -168,6 +176,8 @@ impl<H: Host> VmxVcpu<H> {
             let (bitmap_a, bitmap_b) = context.platform.io_bitmaps();
             for (field, value) in [
                 (PIN_BASED_CONTROLS, u64::from(capability.pin)),
+                (PROC_BASED_CONTROLS, u64::from(self.primary)),
+                (ENTRY_INTERRUPTION_INFORMATION, 0),
                 (EXIT_CONTROLS, u64::from(capability.exit)),
                 (EXIT_MSR_STORE_COUNT, 0),
                 (EXIT_MSR_LOAD_COUNT, 0),
@@ -267,53 +277,104 @@ impl<H: Host> VmxVcpu<H> {
         afterwards: &mut Afterwards,
     ) -> Exit {
         let host_breakpoints = self.load_debug_registers(vmcs);
+        // SAFETY: CR2 is the guest's during a window; host page faults do not happen with interrupts off in memory that is
+        // mapped.
+        unsafe { write_cr2(self.cr2) };
         let mut launched = false;
         let exit = loop {
-            let epoch = context.memory.flush_epoch();
-            if self.flushed_epoch != Some(epoch) {
-                // SAFETY: in VMX operation; single-context INVEPT exists (VmxCapability::read).
-                let flushed = unsafe { invept(context.memory.ept_pointer()) };
-                debug_assert!(flushed.is_ok());
-                self.flushed_epoch = Some(epoch);
-            }
-            let now = context.platform.now(rdtsc());
-            // A line that is raised after this finds the CPU that `Control::enter` has published and interrupts it.
-            context.platform.drain_interrupts();
-            context.platform.chipset.advance(now);
-            if context.platform.has_request() {
-                break Exit::Host;
-            }
-            self.nmi_pending |= context.platform.take_nmi();
-            self.inject(vmcs, context);
-            let deadline = context.platform.chipset.next_deadline(now);
-            self.arm_preemption_timer(vmcs, context, now, deadline);
-            // SAFETY: CR2 is the guest's during a window; host page faults do not happen with interrupts off in
-            // memory that is mapped.
-            unsafe {
-                asm!("mov cr2, {}", in(reg) self.cr2, options(nomem, nostack, preserves_flags))
+            let due = match self.prepare_entry(vmcs, context) {
+                Ok(due) => due,
+                Err(exit) => break exit,
             };
-            // SAFETY: `HostRegisters::save` wrote the host-state fields on this CPU; controls and bitmaps are ours
-            // (`configure`); interrupts are off and the guest's FPU state is loaded (`window`).
-            let entered = unsafe { enter(vmcs, &mut self.registers, launched) };
-            // SAFETY: reading CR2 has no side effect.
-            unsafe {
-                asm!("mov {}, cr2", out(reg) self.cr2, options(nomem, nostack, preserves_flags))
-            };
-            if !entered {
-                break Exit::Error(ExitError::VmInstruction(vmcs.read32(VM_INSTRUCTION_ERROR)));
-            }
-            launched = true;
-            self.keep_interrupted_event(vmcs);
-            match self.handle_exit(vmcs, host, context, afterwards, deadline) {
-                Flow::Enter => {}
+            match self.enter_while_unchanged(vmcs, host, context, afterwards, due, &mut launched) {
                 Flow::Leave(exit) => break exit,
+                Flow::Enter | Flow::Resume => {}
             }
         };
+        // SAFETY: reading CR2 has no side effect.
+        self.cr2 = unsafe { read_cr2() };
         if let Some(registers) = host_breakpoints {
             // SAFETY: these are the values that the host had there.
             unsafe { write_breakpoints(&registers) };
         }
+        match exit {
+            Exit::Halt => self.snapshot.rflags = vmcs.read(GUEST_RFLAGS),
+            // The instruction will be carried out, or reported, outside.
+            Exit::Memory { .. } | Exit::StringPort { .. } | Exit::Shutdown | Exit::Error(_) => {
+                self.take_snapshot(vmcs);
+            }
+            Exit::Host | Exit::Port { .. } | Exit::Unavailable => {}
+        }
         exit
+    }
+
+    /// Brings the machine around the vCPU up to date and sets up what the next entry delivers. Returns when that has to
+    /// be done again; the reason to end the window if there is one.
+    fn prepare_entry(
+        &mut self,
+        vmcs: &CurrentVmcs,
+        context: &mut WindowContext<'_, H>,
+    ) -> Result<Due, Exit> {
+        let epoch = context.memory.flush_epoch();
+        if self.flushed_epoch != Some(epoch) {
+            // SAFETY: in VMX operation; single-context INVEPT exists (VmxCapability::read).
+            let flushed = unsafe { invept(context.memory.ept_pointer()) };
+            debug_assert!(flushed.is_ok());
+            self.flushed_epoch = Some(epoch);
+        }
+        let tsc = rdtsc();
+        let now = context.platform.now(tsc);
+        // A line that is raised after this finds the CPU that `Control::enter` has published and interrupts it.
+        context.platform.drain_interrupts();
+        context.platform.advance(now);
+        if context.platform.has_request() {
+            return Err(Exit::Host);
+        }
+        self.nmi_pending |= context.platform.take_nmi();
+        self.inject(vmcs, context);
+        let wait = context
+            .platform
+            .next_deadline(now)
+            .map(|deadline| deadline.saturating_sub(now))
+            .filter(|wait| *wait <= WINDOW_NS);
+        Ok(Due {
+            tsc: tsc.wrapping_add(context.platform.host_ticks(wait.unwrap_or(WINDOW_NS))),
+            is_guests: wait.is_some(),
+        })
+    }
+
+    /// Enters the guest again and again while its exits change nothing that [`Self::prepare_entry`] looks at: neither
+    /// an interrupt nor a deadline nor an event to deliver.
+    fn enter_while_unchanged(
+        &mut self,
+        vmcs: &CurrentVmcs,
+        host: &HostRegisters,
+        context: &mut WindowContext<'_, H>,
+        afterwards: &mut Afterwards,
+        due: Due,
+        launched: &mut bool,
+    ) -> Flow {
+        loop {
+            // The timer stands still outside the guest, so each entry gets what is left.
+            let left = due.tsc.saturating_sub(rdtsc()) >> self.capability.preemption_timer_shift;
+            vmcs.write(PREEMPTION_TIMER_VALUE, left.min(u64::from(u32::MAX)));
+            // SAFETY: `HostRegisters::save` wrote the host-state fields on this CPU; controls and bitmaps are ours
+            // (`configure`); interrupts are off and the guest's FPU state is loaded (`window`).
+            let entered = unsafe { enter(vmcs, &mut self.registers, *launched) };
+            if !entered {
+                let error = vmcs.read32(VM_INSTRUCTION_ERROR);
+                return Flow::Leave(Exit::Error(ExitError::VmInstruction(error)));
+            }
+            *launched = true;
+            self.keep_interrupted_event(vmcs);
+            match self.handle_exit(vmcs, host, context, afterwards, due) {
+                Flow::Resume
+                    if self.reinject.is_none()
+                        && !context.platform.is_touched()
+                        && !context.control.has_lines() => {}
+                flow => return flow,
+            }
+        }
     }
 
     /// Loads DR0 to DR3 if the guest uses breakpoints; returns the host's.
@@ -363,7 +424,8 @@ impl<H: Host> VmxVcpu<H> {
         let blocking = vmcs.read32(GUEST_INTERRUPTIBILITY);
         let shadow = blocking & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS) != 0;
         let enabled = vmcs.read(GUEST_RFLAGS) & RFLAGS_IF != 0;
-        let chipset = &mut context.platform.chipset;
+        let platform = &mut *context.platform;
+        let mut interrupt = platform.chipset().pending_interrupt();
         let mut event = 0;
         if let Some(exception) = self.exception.take() {
             event = self.exception_event(vmcs, exception);
@@ -374,21 +436,27 @@ impl<H: Host> VmxVcpu<H> {
         } else if self.nmi_pending && !shadow && blocking & BLOCKING_BY_NMI == 0 {
             self.nmi_pending = false;
             event = EVENT_VALID | EVENT_NMI | 2;
-        } else if enabled && !shadow && chipset.pending_interrupt() {
-            if let Some(vector) = chipset.acknowledge_interrupt() {
+        } else if enabled && !shadow && interrupt {
+            if let Some(vector) = platform.chipset_mut().acknowledge_interrupt() {
                 event = EVENT_VALID | EVENT_EXTERNAL_INTERRUPT | u32::from(vector);
             }
+            interrupt = platform.chipset().pending_interrupt();
         }
-        vmcs.write(ENTRY_INTERRUPTION_INFORMATION, u64::from(event));
+        if event != 0 {
+            // VM exit takes the valid bit away (SDM volume 3, 26.8.3).
+            vmcs.write(ENTRY_INTERRUPTION_INFORMATION, u64::from(event));
+        }
         let mut primary = self.capability.primary;
         if self.nmi_pending {
             primary |= PROC_NMI_WINDOW;
         }
-        if chipset.pending_interrupt() {
+        if interrupt {
             primary |= PROC_INTERRUPT_WINDOW;
         }
-        vmcs.write(PROC_BASED_CONTROLS, u64::from(primary));
-        self.primary = primary;
+        if self.primary != primary {
+            vmcs.write(PROC_BASED_CONTROLS, u64::from(primary));
+            self.primary = primary;
+        }
     }
 
     fn exception_event(&mut self, vmcs: &CurrentVmcs, exception: Exception) -> u32 {
@@ -401,23 +469,10 @@ impl<H: Host> VmxVcpu<H> {
             }
         }
         if let Some(address) = exception.address {
-            self.cr2 = address;
+            // SAFETY: as in `enter_until_exit`, which calls this.
+            unsafe { write_cr2(address) };
         }
         event
-    }
-
-    fn arm_preemption_timer(
-        &self,
-        vmcs: &CurrentVmcs,
-        context: &WindowContext<'_, H>,
-        now: u64,
-        deadline: Option<u64>,
-    ) {
-        let ns = deadline.map_or(WINDOW_NS, |deadline| {
-            deadline.saturating_sub(now).min(WINDOW_NS)
-        });
-        let ticks = context.platform.host_ticks(ns) >> self.capability.preemption_timer_shift;
-        vmcs.write(PREEMPTION_TIMER_VALUE, ticks.min(u64::from(u32::MAX)));
     }
 
     /// Ends the blocking by STI or MOV SS: an instruction was completed.
