@@ -10,6 +10,7 @@ use crate::bootdisk;
 use crate::cpio::CpioWriter;
 use crate::error::{file, Result};
 use crate::kernel::Kernel;
+use crate::machine::Pace;
 use crate::process::output_of;
 use crate::tree::Tree;
 
@@ -33,6 +34,8 @@ pub struct Image {
     pub rom: PathBuf,
     /// ... this disk.
     pub disk: PathBuf,
+    /// How the clocks of Bochs hosts go that boot it.
+    pub pace: Pace,
 }
 
 /// Names a host's addresses after its network cards and starts the agent.
@@ -97,7 +100,7 @@ pub fn build(
     tree: &Tree,
     kernel: &Kernel,
     files: &[GuestFile],
-    command_line: &str,
+    pace: Pace,
     mtu: u32,
     out: &Path,
 ) -> Result<Image> {
@@ -110,12 +113,13 @@ pub fn build(
     let archive = initramfs(tree, kernel, files, mtu, &log)?;
     fs::write(&initrd, &archive).map_err(file("can't write", &initrd))?;
     let vmlinux = kernel.vmlinux();
-    let (rom, disk) = bootdisk::build(tree, &vmlinux, &archive, command_line, out)?;
+    let (rom, disk) = bootdisk::build(tree, &vmlinux, &archive, &pace.command_line(), out)?;
     Ok(Image {
         vmlinux,
         initrd,
         rom,
         disk,
+        pace,
     })
 }
 

@@ -9,26 +9,52 @@ use crate::error::{file, Result};
 use crate::image::Image;
 use crate::tree::{Bind, Tree};
 
-/// Instructions per emulated second. Bochs counts one tick of the time-stamp counter per
-/// instruction, so this is the counter's rate too, and [`COMMAND_LINE`] tells the kernel. Not more than
-/// a real core manages: cards take packets, and timers fire, by emulated time, which would otherwise
-/// crawl, and each idle tick costs real time, too.
-const IPS: u32 = 50_000_000;
+/// How the clock of a Bochs host goes. Bochs counts one tick of the time-stamp counter per instruction, so instructions
+/// per emulated second are the counter's rate, too, and [`Pace::command_line`] tells the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Pace {
+    /// Not more instructions in a second than a real core manages: cards take packets, and timers fire, by emulated time,
+    /// which would otherwise crawl, and each idle tick costs real time, too. Emulated time doesn't run ahead of real time:
+    /// otherwise an idle host's clock races (and keeps a core busy), and all limits of its daemons are over before
+    /// a busy peer has done anything.
+    Together,
+    /// A clock rate like a real machine's, so that what happens a thousand times a second has the weight that it has there, and
+    /// no regard to real time: for one host on which ticks are counted.
+    Alone,
+}
 
-/// Emulated time doesn't run ahead of real time. Otherwise an idle host's clock races (and keeps a core
-/// busy), and all limits of its daemons are over before a busy peer has done anything.
-const CLOCK: &str = "clock: sync=slowdown";
+impl Pace {
+    /// Instructions per emulated second.
+    const fn ips(self) -> u32 {
+        match self {
+            Self::Together => 50_000_000,
+            Self::Alone => 1_000_000_000,
+        }
+    }
 
-/// The hosts' kernel command line under Bochs.
-///
-/// - `tsc_early_khz`: the emulated CPU says that its counter runs at 2.4 GHz, which would make each
-///   second of a delay loop take 2.4 billion emulated instructions
-/// - `cryptomgr.notests`: 0.4 billion instructions of self tests
-/// - `initcall_blacklist`: 0.2 billion instructions that verify certificates for module signatures
-/// - `mitigations=off`: the emulated CPU doesn't speculate, and pays for each instruction
-/// - `panic=0`, so that the console's last words stay the last
-pub const COMMAND_LINE: &str = "console=ttyS0,115200 quiet panic=0 tsc_early_khz=50000 \
-    no_timer_check cryptomgr.notests mitigations=off initcall_blacklist=load_system_certificate_list";
+    const fn sync(self) -> &'static str {
+        match self {
+            Self::Together => "slowdown",
+            Self::Alone => "none",
+        }
+    }
+
+    /// The hosts' kernel command line under Bochs.
+    ///
+    /// - `tsc_early_khz`: the emulated CPU says that its counter runs at 2.4 GHz, which would make each
+    ///   second of a delay loop take 2.4 billion emulated instructions
+    /// - `cryptomgr.notests`: 0.4 billion instructions of self tests
+    /// - `initcall_blacklist`: 0.2 billion instructions that verify certificates for module signatures
+    /// - `mitigations=off`: the emulated CPU doesn't speculate, and pays for each instruction
+    /// - `panic=0`, so that the console's last words stay the last
+    pub fn command_line(self) -> String {
+        let khz = self.ips() / 1000;
+        format!(
+            "console=ttyS0,115200 quiet panic=0 tsc_early_khz={khz} no_timer_check cryptomgr.notests mitigations=off \
+             initcall_blacklist=load_system_certificate_list"
+        )
+    }
+}
 
 /// The hosts' kernel command line under QEMU.
 const QEMU_COMMAND_LINE: &str = "console=ttyS0,115200 quiet panic=0 cryptomgr.notests";
@@ -131,7 +157,7 @@ fn bochsrc(config: &MachineConfig<'_>) -> String {
         "plugin_ctrl: unmapped=1, biosdev=1, speaker=0, extfpuirq=1, parallel=1, serial=1, e1000=1\n\
          config_interface: textconfig\n\
          display_library: rfb, options=\"timeout=0\"\n\
-         cpu: model={}, count={}, ips={IPS}, reset_on_triple_fault=0\n\
+         cpu: model={}, count={}, ips={}, reset_on_triple_fault=0\n\
          memory: guest={memory}, host={memory}\n\
          romimage: file=/usr/share/bochs/BIOS-bochs-latest\n\
          vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest\n\
@@ -144,13 +170,15 @@ fn bochsrc(config: &MachineConfig<'_>) -> String {
          com1: enabled=1, mode=file, dev=console.log\n\
          com2: enabled=1, mode=socket-client, dev=127.0.0.1:{}\n\
          parport1: enabled=1, file=parport.out\n\
-         {CLOCK}\n\
+         clock: sync={}\n\
          log: bochs.log\n\
          error: action=ignore\n\
          panic: action=fatal\n",
         config.model,
         config.cpus,
+        config.image.pace.ips(),
         config.com2_port,
+        config.image.pace.sync(),
         rom = name_of(&config.image.rom),
         memory = config.memory_mb,
     )

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod checks;
 mod demo;
 mod dependencies;
@@ -35,6 +36,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Check everything: format, lints, tests, the module, and the whole on emulated machines
     Test(test::Arguments),
+    /// Measure what guests and moves cost, on emulated machines that count instructions
+    Bench(bench::Arguments),
     /// Build pvmm.ko
     Module(module::Arguments),
     /// Boot emulated machines by hand
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
         Command::Module(arguments) => module::run(&arguments),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::Fetch => fetch::fetch(),

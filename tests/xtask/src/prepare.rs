@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use pvmm_lab::cache::Cache;
 use pvmm_lab::image::{self, GuestFile};
 use pvmm_lab::kernel::Kernel;
-use pvmm_lab::machine;
+use pvmm_lab::machine::Pace;
 use pvmm_lab::module::{self, Module};
 use pvmm_lab::progress::Step;
 use pvmm_lab::sandbox;
@@ -63,6 +63,19 @@ impl Base {
     /// # Errors
     /// [`Error::Cargo`]; those of the lab.
     pub fn image(&self, module: Option<&Module>, extra: Vec<GuestFile>) -> Result<Prepared> {
+        self.image_at(Pace::Together, module, extra)
+    }
+
+    /// The same, for hosts whose clocks go at this pace.
+    ///
+    /// # Errors
+    /// As [`Base::image`].
+    pub fn image_at(
+        &self,
+        pace: Pace,
+        module: Option<&Module>,
+        extra: Vec<GuestFile>,
+    ) -> Result<Prepared> {
         let (mut files, guest) = programs()?;
         if let Some(init) = guest {
             files.extend(self.guest(&init)?);
@@ -76,7 +89,7 @@ impl Base {
             &self.tree,
             &self.kernel,
             &files,
-            machine::COMMAND_LINE,
+            pace,
             pvmm_lab::MTU,
             &paths::lab().join("image"),
         )?;
@@ -125,14 +138,32 @@ const PROGRAMS: [&str; 3] = ["pvmm-agent", "pvmmd", GUEST];
 /// The program that is the init of guests.
 const GUEST: &str = "pvmm-guest";
 
-/// Builds the programs for the hosts: linked statically, since a host has no libraries. Returns those
-/// that go into hosts, and the guests' init.
+/// Builds the programs for the hosts. Returns those that go into hosts, and the guests' init.
 fn programs() -> Result<(Vec<GuestFile>, Option<PathBuf>)> {
     let present = packages()?;
     let wanted: Vec<&str> = PROGRAMS
         .into_iter()
         .filter(|package| present.iter().any(|name| name == package))
         .collect();
+    let built = compile(&wanted)?;
+    let (guests, hosts): (Vec<&str>, Vec<&str>) =
+        wanted.into_iter().partition(|program| *program == GUEST);
+    let files = hosts
+        .into_iter()
+        .map(|program| GuestFile {
+            path: format!("/bin/{program}"),
+            source: built.join(program),
+        })
+        .collect();
+    Ok((files, guests.first().map(|guest| built.join(guest))))
+}
+
+/// Builds the programs of these packages, linked statically, since neither hosts nor guests have libraries. Returns
+/// the folder that they are in.
+///
+/// # Errors
+/// [`Error::Cargo`].
+pub fn compile(packages: &[&str]) -> Result<PathBuf> {
     let target = paths::lab().join("target");
     let step = Step::begin(
         "programs for the emulated hosts",
@@ -144,24 +175,14 @@ fn programs() -> Result<(Vec<GuestFile>, Option<PathBuf>)> {
         .arg(&target)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
-    for program in &wanted {
+    for program in packages {
         command.args(["--package", program, "--bin", program]);
     }
     if !command.status().map_err(start("cargo"))?.success() {
         return Err(Error::Cargo("build --release".to_owned()));
     }
     step.done();
-    let built = target.join(TRIPLE).join("release");
-    let (guests, hosts): (Vec<&str>, Vec<&str>) =
-        wanted.into_iter().partition(|program| *program == GUEST);
-    let files = hosts
-        .into_iter()
-        .map(|program| GuestFile {
-            path: format!("/bin/{program}"),
-            source: built.join(program),
-        })
-        .collect();
-    Ok((files, guests.first().map(|guest| built.join(guest))))
+    Ok(target.join(TRIPLE).join("release"))
 }
 
 /// Names of the workspace's packages.

@@ -1,0 +1,118 @@
+//! Ticks of single operations, and of ordinary work in a guest against the same on the bare host.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pvmm_bench::{END, LOOPS, OPERATIONS};
+use pvmm_lab::progress::Step;
+use pvmm_lab::{Host, HostSpec, Lab};
+
+use super::results::Results;
+use super::{INITRD, PROGRAM};
+use crate::error::{Error, Result};
+use crate::prepare::GUEST_VMLINUX;
+
+/// What one exit may cost: 0.8 of what Linux KVM takes for it on the same emulated machine.
+const EXIT_GOALS: [(&str, f64); 2] = [("cpuid", 0.8 * 1443.0), ("port-in-core", 0.8 * 1658.0)];
+/// What a guest's work may take, as a multiple of the bare host's time.
+const WORK_GOAL: f64 = 1.03;
+/// Where the daemon writes what guests print.
+const CONSOLES: &str = "/tmp/consoles";
+/// The passed-through serial port.
+const COM2: &str = "serial,port=0x2f8,irq=3";
+/// How long the program may take in a guest, in real time.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// The guests: how each is called, its kernel's command line, options of `pvmmd run`.
+const GUESTS: [(&str, &str, &str); 2] = [
+    ("guest", "pmtimer com2", "--irqchip apic"),
+    (
+        "guest with 8259 and 8254",
+        "com2 noapic nolapic acpi=off",
+        "--irqchip pic",
+    ),
+];
+
+/// Boots a host and measures on it.
+pub fn measure(results: &mut Results) -> Result<()> {
+    let lab = Lab::new("bench")?;
+    let step = Step::begin("booting a machine with VT-x (emulated by Bochs)", "1 min");
+    let mut host = lab.boot(&HostSpec::new("bench"))?;
+    step.done();
+
+    let step = Step::begin("measuring on the bare host", "1 min");
+    let bare = host
+        .run_with(&[PROGRAM, "com2"], LIMIT, &mut |_| ())?
+        .stdout;
+    let bare = parsed("bare host", &bare)?;
+    record(results, "bare host", &bare);
+    step.done();
+
+    host.sh(&format!(
+        "insmod /lib/modules/pvmm.ko && mkdir -p {CONSOLES} /run/pvmm"
+    ))?;
+    host.spawn(
+        &["pvmmd", "serve", "--console-log", CONSOLES],
+        "/tmp/pvmmd.log",
+    )?;
+    host.sh("for i in $(seq 600); do pvmmd version > /dev/null 2>&1 && exit 0; usleep 50000; done; exit 1")?;
+    for (name, words, options) in GUESTS {
+        let step = Step::begin(format!("measuring in a {name}"), "2 min");
+        let inside = guest(&mut host, words, options)?;
+        record(results, name, &inside);
+        for (work, _) in LOOPS {
+            if let (Some(inside), Some(bare)) = (inside.get(work), bare.get(work)) {
+                let ratio = *inside as f64 / *bare as f64;
+                results.add_with_goal(
+                    &format!("work, {name} to bare host"),
+                    work,
+                    ratio,
+                    WORK_GOAL,
+                );
+            }
+        }
+        step.done();
+    }
+    lab.finish();
+    Ok(())
+}
+
+/// Runs the program as a guest's `/init` and returns what it measured.
+fn guest(host: &mut Host, words: &str, options: &str) -> Result<BTreeMap<String, u64>> {
+    host.sh(&format!(
+        "rm -f {CONSOLES}/b.log; pvmmd run --name b --kernel {GUEST_VMLINUX} --initrd {INITRD} --memory 80M {options} \
+         --device {COM2},backend=physical \
+         --cmdline 'console=ttyS0 quiet nokaslr cryptomgr.notests mitigations=off {words}'"
+    ))?;
+    // Seldom, since each look takes time from the guest.
+    let script = format!(
+        "for i in $(seq 600); do grep -q '{END}' {CONSOLES}/b.log && break; sleep 1; done; \
+         pvmmd stop b > /dev/null 2>&1; cat {CONSOLES}/b.log"
+    );
+    let out = host.run_with(&["sh", "-c", &script], LIMIT, &mut |_| ())?;
+    parsed("guest", &out.stdout)
+}
+
+fn parsed(what: &str, output: &str) -> Result<BTreeMap<String, u64>> {
+    pvmm_bench::parse(output)
+        .ok_or_else(|| Error::Usage(format!("the program in the {what} did not end:\n{output}")))
+}
+
+fn record(results: &mut Results, place: &str, measured: &BTreeMap<String, u64>) {
+    let operations = format!("ticks of one operation, {place}");
+    for (name, _) in OPERATIONS {
+        let Some(&ticks) = measured.get(name) else {
+            continue;
+        };
+        let goal = EXIT_GOALS.iter().find(|(goal, _)| *goal == name);
+        match goal.filter(|_| place != "bare host") {
+            Some((_, goal)) => results.add_with_goal(&operations, name, ticks as f64, *goal),
+            None => results.add(&operations, name, ticks as f64),
+        }
+    }
+    for (name, _) in LOOPS {
+        if let Some(&ticks) = measured.get(name) {
+            results.add(&format!("ticks of work, {place}"), name, ticks as f64);
+        }
+    }
+}
