@@ -102,8 +102,8 @@ impl Base {
 }
 
 impl Base {
-    /// What hosts need to run a guest: Debian's kernel as it is, and an initramfs with `init`.
-    fn guest(&self, init: &Path) -> Result<[GuestFile; 3]> {
+    /// What hosts need to run a guest: Debian's kernel as it is, an initramfs with `init`, and Memtest86+.
+    fn guest(&self, init: &Path) -> Result<[GuestFile; 4]> {
         let folder = paths::lab().join("guest");
         fs::create_dir_all(&folder).map_err(file("can't make", &folder))?;
         let initrd = folder.join("initrd");
@@ -122,6 +122,10 @@ impl Base {
                 path: GUEST_INITRD.to_owned(),
                 source: initrd,
             },
+            GuestFile {
+                path: GUEST_MEMTEST.to_owned(),
+                source: self.tree.root().join("boot/memtest86+x64.bin"),
+            },
         ])
     }
 }
@@ -132,6 +136,9 @@ pub const GUEST_KERNEL: &str = "/guest/vmlinuz";
 pub const GUEST_VMLINUX: &str = "/guest/vmlinux";
 /// Where hosts have an initramfs for guests: the verifier of the crate `pvmm-guest`.
 pub const GUEST_INITRD: &str = "/guest/initrd";
+
+/// Where hosts have Debian's Memtest86+, an operating system of its own.
+const GUEST_MEMTEST: &str = "/guest/memtest";
 
 /// Programs of the workspace that hosts get, when the workspace has them; each is a package's only one.
 const PROGRAMS: [&str; 3] = ["pvmm-agent", "pvmmd", GUEST];
