@@ -6,14 +6,11 @@ use super::dispatch::{element, read, write, Error};
 use super::Vm;
 use crate::arch::x86::registers::rdtsc;
 use crate::arch::zeroed;
-use crate::devices::{CaptureError, RecorderState, Sink};
+use crate::devices::{self, CaptureError, RecorderState, Sink};
 use crate::platform::{AttachError, Attached, Claimed, HostTiming};
 use crate::vcpu::DeviceLine;
 use pvmm_hostabi::Host;
 use pvmm_uapi::*;
-
-/// Ports of a 16550A.
-const UART_PORTS: u16 = 8;
 
 /// A port number.
 fn port(value: u32) -> Result<u16, Error> {
@@ -44,18 +41,21 @@ impl<H: Host> Vm<H> {
             return Err(Error::Invalid);
         }
         let (guest_port, host_port) = (port(attach.guest_port)?, port(attach.host_port)?);
+        let kind = devices::kind(attach.kind).ok_or(Error::Invalid)?;
+        // One range so far.
+        let ports = kind.ranges.first().map_or(0, |bytes| *bytes as u16);
         let recorder = H::boxed(RecorderState::new(attach.kind).ok_or(Error::Invalid)?)?;
         let control = self.parts()?.control;
         attach.device = self.with_vcpu(|vcpu, _| {
             // Before the interrupt line, so that what the device still had to say reaches nobody.
-            let claimed = Claimed::<H>::new(attach.kind, H::claim_ports(host_port, UART_PORTS)?)?;
+            let claimed = Claimed::<H>::new(attach.kind, H::claim_ports(host_port, ports)?)?;
             let line = H::shared(DeviceLine::<H> {
                 control,
                 irq: attach.guest_irq,
             })?;
             let irq = H::claim_irq(attach.host_irq, line)?;
             let device = Attached::new(claimed, irq, guest_port, recorder);
-            Ok(vcpu.platform.attach(device, UART_PORTS)?)
+            Ok(vcpu.platform.attach(device, ports)?)
         })?;
         write::<H, _>(argument, &attach)
     }
@@ -86,7 +86,7 @@ impl<H: Host> Vm<H> {
         }
         request.kind = kind;
         request.count = count as u32;
-        request.version = crate::devices::kind(kind).map_or(0, |kind| kind.state_version);
+        request.version = devices::kind(kind).map_or(0, |kind| kind.state_version);
         write::<H, _>(argument, &request)
     }
 
