@@ -35,11 +35,20 @@ pub fn serve(host: &mut Host) -> Result<u32, Box<dyn Error>> {
     daemon(host, &format!("--grant {COM2}"))
 }
 
-/// Starts a daemon that takes guests, with these options. Returns its process id.
+/// Starts a daemon that takes guests, with these options and without TLS: the wire between the hosts is theirs alone.
+/// Returns its process id.
 ///
 /// # Errors
 /// Those of the host; the daemon's log if it doesn't answer.
 pub fn daemon(host: &mut Host, options: &str) -> Result<u32, Box<dyn Error>> {
+    daemon_with(host, &format!("--insecure {options}"))
+}
+
+/// As [`daemon`], with these options alone.
+///
+/// # Errors
+/// Those of the host; the daemon's log if it doesn't answer.
+pub fn daemon_with(host: &mut Host, options: &str) -> Result<u32, Box<dyn Error>> {
     let line = format!(
         "mkdir -p {CONSOLES} /run/pvmm; RUST_LOG=debug exec pvmmd serve --console-log {CONSOLES} \
          --listen {} {options}",

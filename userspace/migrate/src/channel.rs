@@ -42,10 +42,7 @@ impl Channel {
     pub fn new(mut link: Box<dyn Link>, stall_limit: Duration) -> Result<Self, Error> {
         let peer = link.peer();
         link.set_timeout(POLL_INTERVAL)
-            .map_err(|source| Error::Link {
-                peer: peer.clone(),
-                source,
-            })?;
+            .map_err(|source| Error::link(&peer, source))?;
         Ok(Self {
             link,
             peer,
@@ -209,10 +206,15 @@ impl Channel {
 
     /// Ends the sending direction and reads until the peer has ended its own, at most [`LINGER`].
     pub fn linger(mut self) {
-        if self.link.end_sending().is_err() || !self.link.is_bounded() {
+        let scope = Scope::with_limit("giving-up", LINGER);
+        while let Err(error) = self.link.end_sending() {
+            if !is_poll(error.kind()) || scope.check().is_err() {
+                return;
+            }
+        }
+        if !self.link.is_bounded() {
             return;
         }
-        let scope = Scope::with_limit("giving-up", LINGER);
         let mut waste = vec![0; WRITE_PIECE];
         while scope.check().is_ok() {
             match self.link.read(&mut waste) {
@@ -230,6 +232,7 @@ impl Channel {
             scope.check()?;
             self.wait_for_pace(scope)?;
             let piece = &bytes[..bytes.len().min(WRITE_PIECE)];
+            let unsent = self.link.unsent();
             match self.link.write(piece) {
                 Ok(0) => return Err(self.last_word(scope, ErrorKind::WriteZero.into())),
                 Ok(count) => {
@@ -239,21 +242,28 @@ impl Channel {
                     self.spend(count as u64);
                     moved = Instant::now();
                 }
-                Err(error) if is_poll(error.kind()) => self.check_stall(moved)?,
+                Err(error) if is_poll(error.kind()) => self.check_progress(unsent, &mut moved)?,
                 Err(error) => return Err(self.last_word(scope, error)),
             }
         }
-        // Nothing is buffered by a socket; a pipe of a tunnel may be.
-        self.link
-            .flush()
-            .or_else(|error| {
-                if is_poll(error.kind()) {
-                    Ok(())
-                } else {
-                    Err(error)
+        self.flush(scope)
+    }
+
+    /// Nothing is buffered by a socket; TLS and a pipe of a tunnel do. What is sent must have left before an answer to it is
+    /// waited for.
+    fn flush(&mut self, scope: &Scope<'_>) -> Result<(), Error> {
+        let mut moved = Instant::now();
+        loop {
+            let unsent = self.link.unsent();
+            match self.link.flush() {
+                Ok(()) => return Ok(()),
+                Err(error) if is_poll(error.kind()) => {
+                    scope.check()?;
+                    self.check_progress(unsent, &mut moved)?;
                 }
-            })
-            .map_err(|source| self.last_word(scope, source))
+                Err(source) => return Err(self.last_word(scope, source)),
+            }
+        }
     }
 
     fn read_exact(&mut self, scope: &Scope<'_>, mut buffer: &mut [u8]) -> Result<(), Error> {
@@ -272,12 +282,7 @@ impl Channel {
                     moved = Instant::now();
                 }
                 Err(error) if is_poll(error.kind()) => self.check_stall(moved)?,
-                Err(source) => {
-                    return Err(Error::Link {
-                        peer: self.peer.clone(),
-                        source,
-                    })
-                }
+                Err(source) => return Err(Error::link(&self.peer, source)),
             }
         }
         Ok(())
@@ -285,14 +290,20 @@ impl Channel {
 
     /// A write failed: the peer has probably closed, and what it said before tells more than the error.
     fn last_word(&mut self, scope: &Scope<'_>, source: std::io::Error) -> Error {
-        let broken = Error::Link {
-            peer: self.peer.clone(),
-            source,
-        };
+        let broken = Error::link(&self.peer, source);
         match self.receive(scope) {
             Ok(record) if record.kind == Kind::GivingUp => self.unexpected(&record, ""),
+            Err(reason @ Error::Tls { .. }) => reason,
             _ => broken,
         }
+    }
+
+    /// As [`Self::check_stall`], after a write that took nothing; a part of what was taken before may have left.
+    fn check_progress(&self, unsent: usize, moved: &mut Instant) -> Result<(), Error> {
+        if self.link.unsent() < unsent {
+            *moved = Instant::now();
+        }
+        self.check_stall(*moved)
     }
 
     fn check_stall(&self, moved: Instant) -> Result<(), Error> {
@@ -327,7 +338,7 @@ impl Channel {
 }
 
 /// An operation that ran into the poll interval, or was interrupted.
-fn is_poll(kind: ErrorKind) -> bool {
+pub(crate) fn is_poll(kind: ErrorKind) -> bool {
     matches!(
         kind,
         ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted

@@ -3,6 +3,7 @@
 
 use crate::refusal::Refusal;
 use crate::session::InDoubt;
+use crate::tls::TlsError;
 use crate::vm::VmError;
 use crate::wire::WireError;
 use std::fmt;
@@ -20,6 +21,14 @@ pub enum Error {
         peer: String,
         /// The system's word.
         source: io::Error,
+    },
+    /// There is no TLS connection, or none any more.
+    #[error("no TLS connection with {peer}: {source}")]
+    Tls {
+        /// The other side.
+        peer: String,
+        /// What stands against it.
+        source: TlsError,
     },
     /// The link broke.
     #[error("the link to {peer} broke: {source}")]
@@ -135,6 +144,23 @@ pub enum Error {
 }
 
 impl Error {
+    /// A connection could not be made.
+    pub(crate) fn connect(peer: String, source: io::Error) -> Self {
+        match source.downcast() {
+            Ok(source) => Self::Tls { peer, source },
+            Err(source) => Self::Connect { peer, source },
+        }
+    }
+
+    /// A connection broke.
+    pub(crate) fn link(peer: &str, source: io::Error) -> Self {
+        let peer = peer.to_owned();
+        match source.downcast() {
+            Ok(source) => Self::Tls { peer, source },
+            Err(source) => Self::Link { peer, source },
+        }
+    }
+
     /// Wraps an error of the daemon's part.
     pub(crate) fn vm(action: &'static str) -> impl FnOnce(VmError) -> Self {
         move |source| Self::Vm { action, source }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
-//! How the two daemons reach each other: addresses (`tcp:HOST:PORT`, `unix:PATH`), connecting, listening, and the byte
-//! stream that the engine needs ([`Link`]).
+//! How the two daemons reach each other: connecting ([`Peer`]), listening ([`Listener`]), and the byte stream that the engine
+//! needs ([`Link`]). What is protected by TLS, and how, is in [`crate::tls`].
 
+use crate::tls::{self, Security, Tls};
+pub use crate::url::{Url, UrlError};
 use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
-use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
-use std::str::FromStr;
+use std::path::Path;
 use std::time::Duration;
 
 /// Longest time that one read or write of a [`Link`] blocks, so that a cancel or a deadline is seen in time.
@@ -19,101 +19,6 @@ pub const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// the engine's default stall limit, which reports better.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// An address.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Url {
-    /// `tcp:HOST:PORT`; an IPv6 address in brackets.
-    Tcp {
-        /// Name or address, without brackets.
-        host: String,
-        /// Port.
-        port: u16,
-    },
-    /// `unix:PATH`.
-    Unix(PathBuf),
-}
-
-/// Why a text is not an address.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{text}\" is not an address for a move: {why}; tcp:HOST:PORT, tcp:[IPV6]:PORT and unix:PATH are possible")]
-pub struct UrlError {
-    /// The text.
-    pub text: String,
-    /// What is wrong.
-    pub why: &'static str,
-}
-
-impl FromStr for Url {
-    type Err = UrlError;
-
-    fn from_str(text: &str) -> Result<Self, UrlError> {
-        parse(text).map_err(|why| UrlError {
-            text: text.to_owned(),
-            why,
-        })
-    }
-}
-
-fn parse(text: &str) -> Result<Url, &'static str> {
-    let (scheme, rest) = text.split_once(':').ok_or("it has no scheme")?;
-    match scheme {
-        "unix" if rest.is_empty() => Err("the path is missing"),
-        "unix" => Ok(Url::Unix(rest.into())),
-        "tcp" => {
-            let (host, port) = if let Some(bracketed) = rest.strip_prefix('[') {
-                let (host, port) = bracketed
-                    .split_once("]:")
-                    .ok_or("the bracket is not followed by a port")?;
-                host.parse::<Ipv6Addr>()
-                    .map_err(|_| "what stands in brackets is not an IPv6 address")?;
-                (host, port)
-            } else {
-                let (host, port) = rest.rsplit_once(':').ok_or("the port is missing")?;
-                if host.contains(':') {
-                    return Err("an IPv6 address must stand in brackets");
-                }
-                (host, port)
-            };
-            if host.is_empty() {
-                return Err("the host is missing");
-            }
-            let port = port
-                .parse()
-                .map_err(|_| "the port is not a number from 0 to 65535")?;
-            Ok(Url::Tcp {
-                host: host.to_owned(),
-                port,
-            })
-        }
-        _ => Err("its scheme is not known"),
-    }
-}
-
-impl fmt::Display for Url {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
-impl Url {
-    /// The socket addresses of a TCP URL. `localhost` and numbers need no resolver.
-    fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-        if host == "localhost" {
-            let v4 = IpAddr::V4(Ipv4Addr::LOCALHOST);
-            let v6 = IpAddr::V6(Ipv6Addr::LOCALHOST);
-            return Ok(vec![(v4, port).into(), (v6, port).into()]);
-        }
-        if let Ok(address) = host.parse::<IpAddr>() {
-            return Ok(vec![(address, port).into()]);
-        }
-        Ok((host, port).to_socket_addrs()?.collect())
-    }
-}
-
 /// A byte stream between the two sides.
 pub trait Link: Read + Write + Send {
     /// Bounds every following read and write; one that takes longer fails with `WouldBlock` or `TimedOut`.
@@ -123,11 +28,17 @@ pub trait Link: Read + Write + Send {
     /// The system's.
     fn set_timeout(&mut self, limit: Duration) -> io::Result<()>;
 
+    /// Bytes that a write has taken and that have not left yet; `flush` sends them, as far as they go in the time of
+    /// [`Self::set_timeout`]. Zero where nothing is buffered.
+    fn unsent(&self) -> usize {
+        0
+    }
+
     /// Ends the sending direction, so that the other side sees the end after what was sent.
     ///
     /// # Errors
     ///
-    /// The system's.
+    /// The system's. `WouldBlock` and `TimedOut` mean that it is to be called again: something had to be sent before.
     fn end_sending(&mut self) -> io::Result<()>;
 
     /// Whether [`Self::set_timeout`] has an effect. Nobody waits for the end of a link that cannot be bounded.
@@ -235,29 +146,51 @@ pub trait Connect {
     fn name(&self) -> String;
 }
 
-impl Connect for Url {
+/// A daemon that takes guests, at its address.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// The address.
+    pub url: Url,
+    /// How connections to it are protected.
+    pub security: Security,
+}
+
+impl Connect for Peer {
     fn connect(&self) -> io::Result<Box<dyn Link>> {
-        match self {
-            Self::Unix(path) => Ok(Box::new(UnixStream::connect(path)?)),
-            Self::Tcp { host, port } => {
-                let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-                for address in Self::addresses(host, *port)? {
-                    match TcpStream::connect_timeout(&address, CONNECT_LIMIT) {
-                        Ok(stream) => {
-                            tune(&stream)?;
-                            return Ok(Box::new(stream));
-                        }
-                        Err(error) => last = error,
-                    }
-                }
-                Err(last)
+        match &self.url {
+            Url::Unix(path) => Ok(Box::new(UnixStream::connect(path)?)),
+            Url::Tcp { host, port } => {
+                // Before anything is sent: what stands against TLS here has nothing to do with the peer.
+                let config = match self.security.tls(&self.url) {
+                    Some(tls) => Some(tls::client(tls)?),
+                    None => None,
+                };
+                let stream = dial(host, *port)?;
+                Ok(match config {
+                    Some(config) => Box::new(tls::connect(stream, host, config)?),
+                    None => Box::new(stream),
+                })
             }
         }
     }
 
     fn name(&self) -> String {
-        self.to_string()
+        self.url.to_string()
     }
+}
+
+fn dial(host: &str, port: u16) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in Url::addresses(host, port)? {
+        match TcpStream::connect_timeout(&address, CONNECT_LIMIT) {
+            Ok(stream) => {
+                tune(&stream)?;
+                return Ok(stream);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// Small records must leave at once, and a peer that vanished must be noticed.
@@ -274,10 +207,14 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
 
 /// A place where moves arrive.
 #[derive(Debug)]
-pub enum Listener {
-    /// TCP.
+pub struct Listener {
+    socket: ListeningSocket,
+    tls: Option<Tls>,
+}
+
+#[derive(Debug)]
+enum ListeningSocket {
     Tcp(TcpListener),
-    /// A Unix socket.
     Unix(UnixListener),
 }
 
@@ -286,46 +223,42 @@ impl Listener {
     ///
     /// # Errors
     ///
-    /// The system's, e.g. `AddrInUse`.
-    pub fn bind(url: &Url) -> io::Result<Self> {
-        match url {
-            Url::Unix(path) => match UnixListener::bind(path) {
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                    if UnixStream::connect(path).is_ok() {
-                        return Err(error);
-                    }
-                    std::fs::remove_file(path)?;
-                    Ok(Self::Unix(UnixListener::bind(path)?))
-                }
-                other => Ok(Self::Unix(other?)),
-            },
-            Url::Tcp { host, port } => {
-                let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-                for address in Url::addresses(host, *port)? {
-                    match bind_tcp(address) {
-                        Ok(listener) => return Ok(Self::Tcp(listener)),
-                        Err(error) => last = error,
-                    }
-                }
-                Err(last)
-            }
+    /// The system's, e.g. `AddrInUse`; with [`tls::TlsError`] inside if TLS is due and this host's certificates are of no use.
+    pub fn bind(url: &Url, security: &Security) -> io::Result<Self> {
+        let tls = security.tls(url).cloned();
+        if let Some(tls) = &tls {
+            tls.check_server()?;
         }
+        let socket = match url {
+            Url::Unix(path) => ListeningSocket::Unix(bind_unix(path)?),
+            Url::Tcp { host, port } => ListeningSocket::Tcp(bind_tcp(host, *port)?),
+        };
+        Ok(Self { socket, tls })
     }
 
-    /// Waits for the next move.
+    /// Waits for the next connection.
     ///
     /// # Errors
     ///
     /// The system's.
-    pub fn accept(&self) -> io::Result<Box<dyn Link>> {
-        match self {
-            Self::Tcp(listener) => {
+    pub fn accept(&self) -> io::Result<Arrival> {
+        let stream = match &self.socket {
+            ListeningSocket::Tcp(listener) => {
                 let (stream, _) = listener.accept()?;
                 tune(&stream)?;
-                Ok(Box::new(stream))
+                Stream::Tcp(stream)
             }
-            Self::Unix(listener) => Ok(Box::new(listener.accept()?.0)),
-        }
+            ListeningSocket::Unix(listener) => Stream::Unix(listener.accept()?.0),
+        };
+        Ok(Arrival {
+            stream,
+            tls: self.tls.clone(),
+        })
+    }
+
+    /// Whether peers must use TLS.
+    pub fn is_secure(&self) -> bool {
+        self.tls.is_some()
     }
 
     /// Where it listens, with the port that was really taken.
@@ -334,15 +267,15 @@ impl Listener {
     ///
     /// The system's.
     pub fn url(&self) -> io::Result<Url> {
-        match self {
-            Self::Tcp(listener) => {
+        match &self.socket {
+            ListeningSocket::Tcp(listener) => {
                 let address = listener.local_addr()?;
                 Ok(Url::Tcp {
                     host: address.ip().to_string(),
                     port: address.port(),
                 })
             }
-            Self::Unix(listener) => {
+            ListeningSocket::Unix(listener) => {
                 let address = listener.local_addr()?;
                 Ok(Url::Unix(
                     address.as_pathname().unwrap_or("".as_ref()).into(),
@@ -352,7 +285,77 @@ impl Listener {
     }
 }
 
-fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+/// A connection that a peer has made, before it is known who it is.
+#[derive(Debug)]
+pub struct Arrival {
+    stream: Stream,
+    tls: Option<Tls>,
+}
+
+#[derive(Debug)]
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// What came of an [`Arrival`].
+pub(crate) enum Admitted {
+    /// A peer that may speak.
+    Link(Box<dyn Link>),
+    /// One that began without the TLS that it needs here; it can be told so.
+    Plain(Box<dyn Link>),
+}
+
+impl Arrival {
+    /// The other side, for messages.
+    pub fn peer(&self) -> String {
+        match &self.stream {
+            Stream::Tcp(stream) => stream.peer(),
+            Stream::Unix(stream) => stream.peer(),
+        }
+    }
+
+    /// Lets the peer show who it is, if it has to. Waits for it, at most `limit`: not for the thread that accepts.
+    pub(crate) fn admit(self, limit: Duration) -> io::Result<Admitted> {
+        Ok(Admitted::Link(match (self.stream, &self.tls) {
+            (Stream::Unix(stream), _) => Box::new(stream),
+            (Stream::Tcp(stream), None) => Box::new(stream),
+            (Stream::Tcp(stream), Some(tls)) => {
+                let config = tls::server(tls)?;
+                if tls::speaks_plain(&stream, limit)? {
+                    return Ok(Admitted::Plain(Box::new(stream)));
+                }
+                Box::new(tls::accept(stream, config, limit)?)
+            }
+        }))
+    }
+}
+
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            if UnixStream::connect(path).is_ok() {
+                return Err(error);
+            }
+            std::fs::remove_file(path)?;
+            UnixListener::bind(path)
+        }
+        other => other,
+    }
+}
+
+fn bind_tcp(host: &str, port: u16) -> io::Result<TcpListener> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in Url::addresses(host, port)? {
+        match bind_address(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn bind_address(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     // A daemon that restarts must get its port back although old connections linger.
     socket.set_reuse_address(true)?;
@@ -366,56 +369,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read_and_printed_the_same() {
-        for text in [
-            "tcp:127.0.0.1:4321",
-            "tcp:[::1]:4321",
-            "tcp:peer.example:1",
-            "unix:/run/pvmm/peer.sock",
-            "unix:relative",
-        ] {
-            let url: Url = text.parse().expect(text);
-            assert_eq!(url.to_string(), text);
-        }
-        assert_eq!(
-            "tcp:[fe80::1]:9".parse(),
-            Ok(Url::Tcp {
-                host: "fe80::1".into(),
-                port: 9
-            })
-        );
-    }
-
-    #[test]
-    fn what_is_not_an_address_is_refused_with_its_reason() {
-        for (text, why) in [
-            ("peer", "it has no scheme"),
-            ("rdma:peer:1", "its scheme is not known"),
-            ("tcp:peer", "the port is missing"),
-            ("tcp::1", "the host is missing"),
-            ("tcp:peer:", "the port is not a number from 0 to 65535"),
-            ("tcp:peer:65536", "the port is not a number from 0 to 65535"),
-            ("tcp:::1:80", "an IPv6 address must stand in brackets"),
-            ("tcp:[::1]80", "the bracket is not followed by a port"),
-            (
-                "tcp:[peer]:80",
-                "what stands in brackets is not an IPv6 address",
-            ),
-            ("unix:", "the path is missing"),
-        ] {
-            let error = text.parse::<Url>().expect_err(text);
-            assert_eq!(error.why, why, "{text}");
-            assert!(error.to_string().contains(text));
-        }
-    }
-
-    #[test]
     fn a_listener_is_reached_at_the_address_that_it_names() {
-        let listener =
-            Listener::bind(&"tcp:localhost:0".parse().expect("an address")).expect("a free port");
+        let (url, security) = (
+            "tcp:localhost:0".parse().expect("an address"),
+            Security::default(),
+        );
+        let listener = Listener::bind(&url, &security).expect("a free port");
+        assert!(!listener.is_secure());
         let url = listener.url().expect("it is bound");
-        let mut near = url.connect().expect("somebody listens");
-        let mut far = listener.accept().expect("somebody connects");
+        let mut near = Peer { url, security }.connect().expect("somebody listens");
+        let arrival = listener.accept().expect("somebody connects");
+        let Ok(Admitted::Link(mut far)) = arrival.admit(CONNECT_LIMIT) else {
+            panic!("nothing is demanded of it");
+        };
         near.write_all(b"x").expect("a fresh connection");
         let mut byte = [0];
         far.read_exact(&mut byte).expect("a byte was sent");

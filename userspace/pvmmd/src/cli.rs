@@ -90,10 +90,22 @@ pub struct GuestOutput {
 /// Options of `serve`.
 #[derive(Debug, Args)]
 pub struct Serve {
-    /// Take guests from peers at this address: tcp:HOST:PORT or unix:PATH. Can be repeated. The stream is neither encrypted
-    /// nor authenticated: use a network that only trusted hosts reach.
+    /// Take guests from peers at this address: tcp:HOST:PORT or unix:PATH. Can be repeated. Over TCP peers need a certificate
+    /// (see --tls-dir), except at an address of this host alone: localhost, 127.0.0.1, [::1].
     #[arg(long, value_name = "URL")]
     pub listen: Vec<Url>,
+    /// Certificates for moves to and from here, with QEMU's names (ca-cert.pem, server-cert.pem, server-key.pem, client-cert.pem,
+    /// client-key.pem). When given, localhost needs them too. Default: /etc/pki/pvmm.
+    #[arg(long, value_name = "DIR")]
+    pub tls_dir: Option<PathBuf>,
+    /// Take guests only from peers whose certificate has this name (its common name or a DNS name). Can be repeated. Default:
+    /// from every peer whose certificate was signed by the CA.
+    #[arg(long, value_name = "NAME")]
+    pub allow_peer: Vec<String>,
+    /// Move guests to and from here without TLS: whoever reaches the network can read and change them, and send some. For a
+    /// network that only trusted hosts reach.
+    #[arg(long, conflicts_with_all = ["tls_dir", "allow_peer"])]
+    pub insecure: bool,
     /// Let incoming guests use this device, e.g. serial,port=0x2f8,irq=3[,host-port=0x3e8][,host-irq=4]. Can be repeated.
     #[arg(long, value_name = "DEVICE")]
     pub grant: Vec<DeviceSpec>,
@@ -155,7 +167,8 @@ pub struct Migrate {
     /// The guest's name.
     #[arg(value_parser = guest_name)]
     pub name: String,
-    /// Where to: tcp:HOST:PORT or unix:PATH, an address at which a peer's `pvmmd serve --listen` waits.
+    /// Where to: tcp:HOST:PORT or unix:PATH, an address at which a peer's `pvmmd serve --listen` waits. The peer's certificate
+    /// must be for HOST. It is this host's daemon that connects, so its `--tls-dir` or `--insecure` counts.
     pub url: Url,
     /// When the guest stops: precopy (after its memory is copied, briefly) or stopcopy (first).
     #[arg(long, value_parser = mode, default_value = "precopy")]
@@ -231,6 +244,8 @@ mod tests {
         for line in [
             "serve",
             "serve --socket /tmp/s --listen tcp:0.0.0.0:7000 --listen unix:/tmp/m --grant serial,port=0x2f8,irq=3 --max-memory 2G",
+            "serve --listen tcp:0.0.0.0:7000 --tls-dir /tls --allow-peer one --allow-peer two.example",
+            "serve --listen tcp:0.0.0.0:7000 --insecure",
             "run --name a --kernel k --memory 128M",
             "run --name a --kernel k --initrd i --cmdline quiet --memory 1G --irqchip pic --device serial,port=0x2f8,irq=3,backend=physical --console",
             "list",
@@ -278,6 +293,14 @@ mod tests {
             (
                 "serve --listen 1.2.3.4:7000",
                 &["--listen", "tcp:HOST:PORT"],
+            ),
+            (
+                "serve --insecure --tls-dir /tls",
+                &["--insecure", "--tls-dir"],
+            ),
+            (
+                "serve --insecure --allow-peer one",
+                &["--insecure", "--allow-peer"],
             ),
             ("serve --grant nic", &["--grant", "nic", "serial"]),
             ("migrate a host", &["tcp:HOST:PORT"]),

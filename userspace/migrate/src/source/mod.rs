@@ -214,10 +214,10 @@ impl Source<'_> {
 
     fn connect(&mut self, scope: &Scope<'_>) -> Result<(), Error> {
         self.session = SessionId::random().map_err(Error::Inconsistent)?;
-        let link = self.target.connect().map_err(|source| Error::Connect {
-            peer: self.target.name(),
-            source,
-        })?;
+        let link = self
+            .target
+            .connect()
+            .map_err(|source| Error::connect(self.target.name(), source))?;
         scope.check()?;
         self.channel = Some(Channel::new(link, self.options.stall_limit)?);
         Ok(())

@@ -181,10 +181,9 @@ fn ask_once(
     scope: &Scope<'_>,
 ) -> Result<Outcome, Error> {
     scope.check()?;
-    let link = target.connect().map_err(|source| Error::Connect {
-        peer: target.name(),
-        source,
-    })?;
+    let link = target
+        .connect()
+        .map_err(|source| Error::connect(target.name(), source))?;
     let mut channel = Channel::new(link, stall_limit)?;
     let offer = Offer {
         purpose: Purpose::Outcome,

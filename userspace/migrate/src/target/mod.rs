@@ -24,7 +24,8 @@ use crate::phase::{run_phase, Bounds, Scope, TargetPhase};
 use crate::refusal::{Reason, Refusal};
 use crate::session::{Outcome, SessionId, Sessions};
 use crate::statistics::{Breakdown, Statistics, Status};
-use crate::transport::Link;
+use crate::tls::TlsError;
+use crate::transport::{Admitted, Arrival, Link};
 use crate::vm::{RunState, TargetHost, TargetVm, PAGE_SIZE};
 use crate::wire::{Purpose, WireError, PROTOCOL_VERSIONS};
 use pvmm_uapi::Clock;
@@ -56,6 +57,51 @@ pub struct Arrived<V> {
     pub description: VmDescription,
     /// How it went.
     pub statistics: Statistics,
+}
+
+/// What a peer is told that begins without TLS.
+const TLS_IS_DUE: &str =
+    "guests are taken here over TLS only; use pvmmd with certificates and without --insecure";
+
+/// Serves a connection that has just been made: lets the peer show who it is, then as [`serve`].
+///
+/// # Errors
+///
+/// The peer was turned away, or the move failed; nothing of a guest is left here.
+pub fn receive<H: TargetHost>(
+    arrival: Arrival,
+    host: &H,
+    sessions: &Sessions,
+    options: &TargetOptions,
+    job: &Job,
+) -> Result<Served<H::Vm>, Error> {
+    let peer = arrival.peer();
+    let refused = |error: Error| {
+        job.finish(Status::Failed, Some(error.to_string()));
+        error
+    };
+    match arrival.admit(options.handshake_limit) {
+        Ok(Admitted::Link(link)) => serve(link, host, sessions, options, job),
+        Ok(Admitted::Plain(link)) => {
+            turn_away(link, options);
+            let source = TlsError::Plain;
+            Err(refused(Error::Tls { peer, source }))
+        }
+        Err(source) => Err(refused(Error::link(&peer, source))),
+    }
+}
+
+/// Tells a peer in its own way that it is not heard without TLS. Nothing of what it sends is used. Best effort.
+fn turn_away(link: Box<dyn Link>, options: &TargetOptions) {
+    let scope = Scope::with_limit("handshake", options.handshake_limit);
+    let told = Channel::new(link, options.stall_limit).and_then(|mut channel| {
+        channel.answer(&scope, PROTOCOL_VERSIONS)?;
+        channel.give_up(TLS_IS_DUE);
+        Ok(())
+    });
+    if let Err(error) = told {
+        tracing::debug!(%error, "the peer could not be told");
+    }
 }
 
 /// Serves one connection. Blocks until it is over.

@@ -16,7 +16,7 @@
 mod preamble;
 mod record;
 
-pub(crate) use preamble::body_length;
+pub(crate) use preamble::{body_length, is_preamble};
 pub use preamble::{Answer, Offer, Purpose, PREAMBLE_LEN};
 pub use record::{RecordHeader, RECORD_HEADER_LEN};
 
@@ -33,6 +33,12 @@ pub enum WireError {
     /// Not our stream at all.
     #[error("the stream does not begin with pvmm's magic but with {0:02x?}; is this the port of a pvmmd?")]
     Magic([u8; 8]),
+    /// A peer that wants TLS where there is none.
+    #[error(
+        "the peer speaks TLS, and guests are taken without it here; give this host's `pvmmd serve` certificates with --tls-dir, \
+         or use --insecure on both hosts of a network that only trusted hosts reach"
+    )]
+    Tls,
     /// A preamble of another time.
     #[error("the preamble has version {0}, this build knows version 1")]
     HeaderVersion(u16),

@@ -116,6 +116,12 @@ impl Answer {
     }
 }
 
+/// Whether a stream that begins so can be one of pvmm.
+pub(crate) fn is_preamble(first: &[u8]) -> bool {
+    let seen = first.len().min(MAGIC.len());
+    seen > 0 && first[..seen] == MAGIC[..seen]
+}
+
 /// Checks the fixed part and returns how many bytes of body follow.
 ///
 /// # Errors
@@ -124,6 +130,9 @@ impl Answer {
 pub(crate) fn body_length(header: &[u8; PREAMBLE_LEN]) -> Result<usize, WireError> {
     // Magic and version first: what follows them may have another meaning in another version.
     if header[..8] != MAGIC {
+        if crate::tls::speaks_tls(header) {
+            return Err(WireError::Tls);
+        }
         let mut magic = [0; 8];
         magic.copy_from_slice(&header[..8]);
         return Err(WireError::Magic(magic));
@@ -262,5 +271,10 @@ mod tests {
         let bytes = *b"GET / HTTP/1.1\r\nHost: xxx";
         let (header, _) = split(&bytes).expect("it is longer than a header");
         assert_eq!(body_length(header), Err(WireError::Magic(*b"GET / HT")));
+        let bytes = *b"\x16\x03\x01\x00\xf8\x01\x00\x00\xf4\x03\x03_a_ClientHello_";
+        let (header, _) = split(&bytes).expect("it is longer than a header");
+        assert_eq!(body_length(header), Err(WireError::Tls));
+        assert!(is_preamble(b"P") && is_preamble(b"PVMMMIG\nmore"));
+        assert!(!is_preamble(b"") && !is_preamble(b"PVMMMIH\n") && !is_preamble(b"\x16"));
     }
 }

@@ -5,6 +5,8 @@
 //! start and stop), nothing of it is lost, and a failure leaves it where the rules say.
 #![forbid(unsafe_code)]
 
+mod certificates;
+mod choppy;
 mod convergence;
 mod devices;
 mod doubt;
@@ -17,4 +19,5 @@ mod hostile;
 mod network;
 mod refusals;
 mod success;
+mod tls;
 mod ways;

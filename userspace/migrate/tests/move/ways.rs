@@ -9,7 +9,7 @@ use pvmm_migrate::source::{self, Report};
 use pvmm_migrate::statistics::Status;
 use pvmm_migrate::target::{self, Served};
 use pvmm_migrate::transport::{Connect, Duplex, Link};
-use pvmm_migrate::{Failure, Job, Listener, Sessions, TargetOptions, Url};
+use pvmm_migrate::{Failure, Job, Listener, Peer, Security, Sessions, TargetOptions, Url};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
@@ -33,15 +33,21 @@ impl Connect for Tunnel {
     }
 }
 
-/// A way, and what waits at its far end for the one connection.
-type Way = (Box<dyn Connect>, Box<dyn FnOnce() -> Box<dyn Link> + Send>);
+/// What waits at the far end of a way for the one connection.
+pub enum Far {
+    Listener(Listener),
+    Link(Box<dyn Link>),
+}
+
+/// A way.
+pub type Way = (Box<dyn Connect>, Far);
 
 fn tcp() -> Way {
     let url: Url = "tcp:127.0.0.1:0".parse().expect("an address");
-    let listener = Listener::bind(&url).expect("a free port");
+    let security = Security::default();
+    let listener = Listener::bind(&url, &security).expect("a free port");
     let url = listener.url().expect("it is bound");
-    let accept = move || listener.accept().expect("somebody connects");
-    (Box::new(url), Box::new(accept))
+    (Box::new(Peer { url, security }), Far::Listener(listener))
 }
 
 fn tunnel() -> Way {
@@ -53,23 +59,29 @@ fn tunnel() -> Way {
         name: "the other end".into(),
     };
     let near = Tunnel(Mutex::new(Some((near_in, near_out))));
-    (Box::new(near), Box::new(move || Box::new(far)))
+    (Box::new(near), Far::Link(Box::new(far)))
 }
 
-type Ended = (
+pub type Ended = (
     FakeSource,
     Result<Report, Box<Failure>>,
     Result<Served<FakeTarget>, Error>,
 );
 
 /// Moves a guest over a way to a host with that much memory.
-fn migrate(scene: &Scene, (connect, accept): Way, free_memory: u64) -> Ended {
+pub fn migrate(scene: &Scene, (connect, far): Way, free_memory: u64) -> Ended {
     let mut guest = FakeSource::new(&scene.world, &scene.faults);
     let mut host = FakeHost::new(&scene.world, &scene.faults);
     host.description.free_memory = free_memory;
     let receiver = std::thread::spawn(move || {
         let (sessions, options) = (Sessions::new(), TargetOptions::default());
-        target::serve(accept(), &host, &sessions, &options, &Job::new())
+        match far {
+            Far::Listener(listener) => {
+                let arrival = listener.accept().expect("somebody connects");
+                target::receive(arrival, &host, &sessions, &options, &Job::new())
+            }
+            Far::Link(link) => target::serve(link, &host, &sessions, &options, &Job::new()),
+        }
     });
     let sent = source::migrate(&mut guest, &*connect, &scene.options, &scene.job);
     drop(connect);

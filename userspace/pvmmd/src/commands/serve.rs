@@ -6,11 +6,12 @@ use crate::cli::Serve;
 use crate::daemon::server::{prepare_console_log, serve_moves, ControlSocket};
 use crate::daemon::{Daemon, Options};
 use nix::sys::signal::{SigSet, Signal};
-use pvmm_migrate::TargetOptions;
+use pvmm_migrate::tls::DEFAULT_DIRECTORY;
+use pvmm_migrate::{Security, TargetOptions, Tls};
 use pvmm_vmm::host_serial::HostSerialPorts;
 use pvmm_vmm::ioctl::DevPvmm;
 use pvmm_vmm::Hypervisor;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,7 @@ pub fn serve(socket: &Path, options: Serve) -> Result<(), Failure> {
         ),
         Err(error) => tracing::warn!("{error}; guests can be started when that is done"),
     }
+    let security = security(options.tls_dir, options.allow_peer, options.insecure);
     let daemon = Daemon::new(
         Arc::new(hypervisor),
         ports,
@@ -42,12 +44,12 @@ pub fn serve(socket: &Path, options: Serve) -> Result<(), Failure> {
             max_memory: options.max_memory,
             console_log: options.console_log,
             recover_limit: options.recover_limit.map(Duration::from_secs),
+            security,
         },
     );
     let target_options = Arc::new(TargetOptions::default());
     for url in &options.listen {
-        let url = serve_moves(&daemon, url, Arc::clone(&target_options))?;
-        tracing::info!(%url, "waiting for guests; the stream is neither encrypted nor authenticated");
+        serve_moves(&daemon, url, Arc::clone(&target_options))?;
     }
     control.serve(&daemon)?;
     tracing::info!(socket = %socket.display(), "ready");
@@ -58,4 +60,41 @@ pub fn serve(socket: &Path, options: Serve) -> Result<(), Failure> {
     drop(control);
     daemon.stop_all();
     Ok(())
+}
+
+/// How connections with peers are protected. Whoever names certificates or peers wants TLS wherever there is a network, also
+/// the one inside of this host.
+fn security(tls_dir: Option<PathBuf>, allowed: Vec<String>, insecure: bool) -> Security {
+    if insecure {
+        return Security::Insecure;
+    }
+    let explicit = tls_dir.is_some() || !allowed.is_empty();
+    let directory = tls_dir.unwrap_or_else(|| DEFAULT_DIRECTORY.into());
+    let tls = Tls { directory, allowed };
+    if let Err(error) = tls.check_client() {
+        // Not everybody sends guests over a network, and the files may be made later.
+        tracing::warn!(%error, "no guest can be moved over TLS from here yet");
+    }
+    match explicit {
+        true => Security::Everywhere(tls),
+        false => Security::Network(tls),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tls_is_the_default_and_everywhere_where_it_is_asked_for() {
+        let default = security(None, Vec::new(), false);
+        assert_eq!(default, Security::Network(Tls::new("/etc/pki/pvmm")));
+        let directory = security(Some("/tls".into()), Vec::new(), false);
+        assert_eq!(directory, Security::Everywhere(Tls::new("/tls")));
+        let Security::Everywhere(tls) = security(None, vec!["a".into()], false) else {
+            panic!("a list that is not looked at protects nothing");
+        };
+        assert_eq!(tls.allowed, ["a"]);
+        assert_eq!(security(None, Vec::new(), true), Security::Insecure);
+    }
 }

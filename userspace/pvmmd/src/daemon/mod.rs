@@ -17,7 +17,7 @@ pub mod target;
 
 use guest::Guest;
 use pvmm_control::{ControlError, ErrorClass, GuestState};
-use pvmm_migrate::Sessions;
+use pvmm_migrate::{Security, Sessions};
 use pvmm_vmm::host_serial::HostSerialPorts;
 use pvmm_vmm::vcpu::End;
 use pvmm_vmm::{DeviceSpec, Hypervisor, Vm};
@@ -44,6 +44,8 @@ pub struct Options {
     /// How long a peer is asked whether it runs a guest when its answer to the commit got lost. `None` takes the
     /// engine's default.
     pub recover_limit: Option<Duration>,
+    /// How connections with peers are protected, in both directions.
+    pub security: Security,
 }
 
 /// A place in the registry.

@@ -8,7 +8,7 @@ use super::{lock, spawn, Daemon};
 use pvmm_control::request::{Decision, Migrate};
 use pvmm_control::{ControlError, ErrorClass};
 use pvmm_migrate::source::{self, Recovered};
-use pvmm_migrate::{Failure, Job, SourceOptions, Url};
+use pvmm_migrate::{Connect, Failure, Job, Peer, SourceOptions, Url};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,13 +18,13 @@ pub type Outcome = Result<(), ControlError>;
 /// A move.
 pub struct Move {
     job: Job,
-    target: Url,
+    target: Peer,
     outcome: Mutex<Option<Outcome>>,
     over: Condvar,
 }
 
 impl Move {
-    fn new(target: Url) -> Arc<Self> {
+    fn new(target: Peer) -> Arc<Self> {
         Arc::new(Self {
             job: Job::new(),
             target,
@@ -115,12 +115,15 @@ pub fn start(
         .capabilities()
         .map_err(ControlError::failed)?;
     let mut leaving = Leaving::new(guest.vm()?, &capabilities)?;
-    let new = Move::new(url);
+    let new = Move::new(Peer {
+        url,
+        security: daemon.options().security.clone(),
+    });
     guest.begin_move(&new)?;
     let (this, guest) = (Arc::clone(&new), Arc::clone(guest));
     spawn(format!("move {}", guest.name()), move || {
         let guard = FinishGuard(Arc::clone(&this));
-        tracing::info!(guest = guest.name(), target = %this.target, "moving");
+        tracing::info!(guest = guest.name(), target = this.target.name(), "moving");
         let outcome = match source::migrate(&mut leaving, &this.target, &options, &this.job) {
             Ok(report) => {
                 for note in &report.notes {

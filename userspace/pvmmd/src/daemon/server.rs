@@ -5,6 +5,7 @@ use super::target::Host;
 use super::{console, lock, spawn, Daemon};
 use pvmm_control::{line, ControlError, Envelope, ErrorClass, Message, Reply, Request};
 use pvmm_migrate::target::{self, Served};
+use pvmm_migrate::transport::Arrival;
 use pvmm_migrate::{Job, Listener, TargetOptions, Url};
 use std::fs;
 use std::io::{self, BufReader, ErrorKind};
@@ -196,19 +197,29 @@ pub fn serve_moves(
         url: url.clone(),
         reason,
     };
-    let listener = Listener::bind(url).map_err(failed)?;
+    let listener = Listener::bind(url, &daemon.options().security).map_err(failed)?;
     let address = listener.url().map_err(failed)?;
+    match url {
+        Url::Tcp { .. } if !listener.is_secure() && !url.is_loopback() => tracing::warn!(
+            url = %address,
+            "waiting for guests, neither encrypted nor authenticated: whoever reaches this address can send some"
+        ),
+        Url::Tcp { .. } if listener.is_secure() => {
+            tracing::info!(url = %address, "waiting for guests, over TLS")
+        }
+        _ => tracing::info!(url = %address, "waiting for guests from this host"),
+    }
     daemon.add_listening(address.to_string());
     let daemon = Arc::clone(daemon);
     let arriving = Arc::new(AtomicUsize::new(0));
     spawn(format!("moves {address}"), move || loop {
         match listener.accept() {
-            Ok(link) => {
+            Ok(arrival) => {
                 let slot = Slot::take(&arriving);
                 let (daemon, options) = (Arc::clone(&daemon), Arc::clone(&options));
                 let serve = move || {
                     let _slot = slot;
-                    serve_move(daemon, link, &options);
+                    serve_move(daemon, arrival, &options);
                 };
                 if arriving.load(Ordering::Relaxed) > MAX_ARRIVING {
                     tracing::warn!("a peer is turned away: {MAX_ARRIVING} are connected already");
@@ -241,10 +252,10 @@ impl Drop for Slot {
     }
 }
 
-fn serve_move(daemon: Arc<Daemon>, link: Box<dyn pvmm_migrate::Link>, options: &TargetOptions) {
+fn serve_move(daemon: Arc<Daemon>, arrival: Arrival, options: &TargetOptions) {
     let host = Host(Arc::clone(&daemon));
     let job = Job::new();
-    match target::serve(link, &host, daemon.sessions(), options, &job) {
+    match target::receive(arrival, &host, daemon.sessions(), options, &job) {
         Ok(Served::Arrived(arrived)) => {
             tracing::info!(
                 guest = arrived.description.name,
