@@ -4,8 +4,10 @@
 use clap::{Args, Parser, Subcommand};
 use pvmm_control::{size, DEFAULT_SOCKET};
 use pvmm_migrate::description::validate_name;
+use pvmm_migrate::tls::DEFAULT_DIRECTORY;
 use pvmm_migrate::{Mode, TimeoutAction, Url};
 use pvmm_vmm::{DeviceSpec, IrqChip};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// A virtual machine monitor whose guests drive real devices and can still be moved while they run.
@@ -52,6 +54,9 @@ pub enum Command {
     MigrateRecover(MigrateRecover),
     /// Show how a guest's move stands, or how the last one ended.
     JobInfo(GuestOutput),
+    /// Make the certificates with which the hosts of a fleet know each other.
+    #[command(subcommand)]
+    Cert(Cert),
     /// Show a guest's devices and where they are.
     Devices(GuestOutput),
     /// Show what the module and this host can do.
@@ -95,7 +100,7 @@ pub struct Serve {
     #[arg(long, value_name = "URL")]
     pub listen: Vec<Url>,
     /// Certificates for moves to and from here, with QEMU's names (ca-cert.pem, server-cert.pem, server-key.pem, client-cert.pem,
-    /// client-key.pem). When given, localhost needs them too. Default: /etc/pki/pvmm.
+    /// client-key.pem); `pvmmd cert` makes them. When given, localhost needs them too. Default: /etc/pki/pvmm.
     #[arg(long, value_name = "DIR")]
     pub tls_dir: Option<PathBuf>,
     /// Take guests only from peers whose certificate has this name (its common name or a DNS name). Can be repeated. Default:
@@ -119,6 +124,56 @@ pub struct Serve {
     /// doubt and waits for `migrate-recover`. Default: 60.
     #[arg(long, value_name = "S")]
     pub recover_limit: Option<u64>,
+}
+
+/// The commands about certificates.
+#[derive(Debug, Subcommand)]
+pub enum Cert {
+    /// Make the CA of a fleet, once: ca-cert.pem and ca-key.pem. Whoever has the key can let hosts in.
+    Init(CertInit),
+    /// Make a host's certificate, to be carried to that host's --tls-dir. Needs the CA's key.
+    Issue(CertIssue),
+    /// Show the certificates of a directory, and whether the daemon could use them.
+    Show(CertShow),
+}
+
+/// Options of `cert init`.
+#[derive(Debug, Args)]
+pub struct CertInit {
+    /// Where the CA is made.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DIRECTORY)]
+    pub tls_dir: PathBuf,
+    /// The CA's common name.
+    #[arg(long, value_name = "CN", default_value = "pvmm CA", value_parser = common_name)]
+    pub name: String,
+}
+
+/// Options of `cert issue`.
+#[derive(Debug, Args)]
+pub struct CertIssue {
+    /// The host: the name or address with which peers dial it, as in `pvmmd migrate GUEST tcp:HOST:PORT`.
+    #[arg(value_parser = common_name)]
+    pub host: String,
+    /// Where the CA is.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DIRECTORY)]
+    pub tls_dir: PathBuf,
+    /// Where the host's files are written. Default: a directory HOST in the CA's.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// An IP address with which peers dial the host. Can be repeated.
+    #[arg(long, value_name = "IP")]
+    pub address: Vec<IpAddr>,
+    /// Another DNS name with which peers dial the host. Can be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub dns: Vec<String>,
+}
+
+/// Options of `cert show`.
+#[derive(Debug, Args)]
+pub struct CertShow {
+    /// Where the certificates are.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DIRECTORY)]
+    pub tls_dir: PathBuf,
 }
 
 /// Options of `run`.
@@ -204,6 +259,14 @@ pub struct MigrateRecover {
     pub discard: bool,
 }
 
+/// X.520 gives a common name 64 characters.
+fn common_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.chars().count() > 64 || text.chars().any(char::is_control) {
+        return Err("a name has 1 to 64 characters, none of them a control character".into());
+    }
+    Ok(text.to_owned())
+}
+
 fn guest_name(text: &str) -> Result<String, String> {
     validate_name("guest name", text)?;
     Ok(text.to_owned())
@@ -246,6 +309,11 @@ mod tests {
             "serve --socket /tmp/s --listen tcp:0.0.0.0:7000 --listen unix:/tmp/m --grant serial,port=0x2f8,irq=3 --max-memory 2G",
             "serve --listen tcp:0.0.0.0:7000 --tls-dir /tls --allow-peer one --allow-peer two.example",
             "serve --listen tcp:0.0.0.0:7000 --insecure",
+            "cert init",
+            "cert init --tls-dir /ca --name fleet",
+            "cert issue one",
+            "cert issue one --tls-dir /ca --out /tls --address 192.0.2.1 --address 2001:db8::1 --dns one.example",
+            "cert show --tls-dir /tls",
             "run --name a --kernel k --memory 128M",
             "run --name a --kernel k --initrd i --cmdline quiet --memory 1G --irqchip pic --device serial,port=0x2f8,irq=3,backend=physical --console",
             "list",
@@ -302,6 +370,8 @@ mod tests {
                 "serve --insecure --allow-peer one",
                 &["--insecure", "--allow-peer"],
             ),
+            ("cert issue", &["<HOST>"]),
+            ("cert issue a --address b", &["--address"]),
             ("serve --grant nic", &["--grant", "nic", "serial"]),
             ("migrate a host", &["tcp:HOST:PORT"]),
             (

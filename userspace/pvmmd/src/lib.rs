@@ -5,6 +5,7 @@
 //! commands ([`commands`]) are clients of it. Both are a library so that tests can run daemons on a fake hypervisor.
 #![forbid(unsafe_code)]
 
+pub mod cert;
 pub mod cli;
 pub mod commands;
 pub mod daemon;

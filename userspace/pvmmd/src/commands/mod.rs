@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The commands. Each is a client of the daemon, except [`serve`], which is the daemon.
 
+mod cert;
 mod console;
 mod migrate;
 mod serve;
 mod show;
 
+use crate::cert::CertError;
 use crate::cli::{self, Cli, Command};
 use crate::daemon::server::ServeError;
 use pvmm_control::request::{Decision, Name, Recover};
@@ -21,6 +23,9 @@ pub enum Failure {
     /// The daemon could not start.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// A certificate cannot be made or used.
+    #[error(transparent)]
+    Cert(#[from] CertError),
     /// A file cannot be found.
     #[error("{option} {path}: {reason}")]
     File {
@@ -72,6 +77,7 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::MigrateCancel(guest) => named(Request::MigrateCancel, guest.name),
         Command::MigrateRecover(options) => recover(socket, options),
         Command::JobInfo(guest) => migrate::job_info(socket, guest),
+        Command::Cert(command) => cert::execute(command),
         Command::Devices(guest) => show::devices(socket, guest),
         Command::Capabilities(output) => show::capabilities(socket, output.json),
         Command::Version(output) => show::version(socket, output.json),

@@ -5,7 +5,7 @@ use pvmm_control::request::{Console, Migrate, Name, Run};
 use pvmm_control::{
     Client, ClientError, ControlError, Event, GuestInfo, GuestState, Reply, Request,
 };
-use pvmm_migrate::{Statistics, TargetOptions, Url};
+use pvmm_migrate::{Security, Statistics, TargetOptions, Url};
 use pvmm_vmm::boot::bzimage::made_up_image;
 use pvmm_vmm::fake::FakeHypervisor;
 use pvmm_vmm::host_serial::HostSerialPorts;
@@ -39,6 +39,35 @@ impl Host {
         grants: &[&str],
         target_options: TargetOptions,
     ) -> Self {
+        let url = "tcp:127.0.0.1:0".parse().expect("a valid address");
+        Self::build(
+            hypervisor,
+            grants,
+            target_options,
+            Security::default(),
+            &url,
+        )
+    }
+
+    /// A host whose connections with peers are protected so.
+    pub fn secure(security: Security) -> Self {
+        let url = "tcp:127.0.0.1:0".parse().expect("a valid address");
+        Self::secure_at(security, &url)
+    }
+
+    /// As [`Self::secure`], taking guests at `url`.
+    pub fn secure_at(security: Security, url: &Url) -> Self {
+        let options = TargetOptions::default();
+        Self::build(FakeHypervisor::default(), &[], options, security, url)
+    }
+
+    fn build(
+        hypervisor: FakeHypervisor,
+        grants: &[&str],
+        target_options: TargetOptions,
+        security: Security,
+        url: &Url,
+    ) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         std::fs::write(
             directory.path().join("vmlinuz"),
@@ -56,10 +85,10 @@ impl Host {
                 max_memory: Some(256 << 20),
                 console_log: Some(directory.path().to_owned()),
                 recover_limit: Some(Duration::from_secs(1)),
+                security,
             },
         );
-        let url = "tcp:127.0.0.1:0".parse().expect("a valid address");
-        let url = serve_moves(&daemon, &url, Arc::new(target_options)).expect("a free port");
+        let url = serve_moves(&daemon, url, Arc::new(target_options)).expect("a free port");
         let control =
             ControlSocket::bind(&directory.path().join("control.sock")).expect("a new socket");
         control.serve(&daemon).expect("a thread can be started");

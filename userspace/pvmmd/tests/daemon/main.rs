@@ -5,3 +5,4 @@ mod doubt;
 mod guests;
 mod host;
 mod moves;
+mod tls;
