@@ -27,6 +27,8 @@ pub struct Arguments {
 const GUEST: &str = "traveller";
 /// Where the daemons write what guests print.
 const CONSOLES: &str = "/tmp/consoles";
+/// Where the daemons look for their certificates.
+const TLS: &str = "/etc/pki/pvmm";
 /// Port of the daemon that takes the guest.
 const PORT: u16 = 7000;
 /// The emulated machines execute some 50 million instructions a second and send 2 MB in that time, so the default limit
@@ -58,6 +60,10 @@ fn show(arguments: &Arguments) -> Result<()> {
     let lab = Lab::new("demo")?;
     let step = Step::begin("booting two machines with VT-x (emulated by Bochs)", "30 s");
     let (mut one, mut other) = lab.boot_two(&HostSpec::new("one"), &HostSpec::new("two"))?;
+    step.done();
+
+    let step = Step::begin("making their certificates on the first machine", "5 s");
+    certify(&mut one, &mut other)?;
     step.done();
 
     let step = Step::begin("loading pvmm.ko and starting pvmmd on both", "5 s");
@@ -115,6 +121,22 @@ fn show(arguments: &Arguments) -> Result<()> {
     }
     println!("\n{}", out.stdout.trim_end());
     lab.finish();
+    Ok(())
+}
+
+/// Makes a CA and both machines' certificates on the first, and carries the second's to it.
+fn certify(one: &mut Host, other: &mut Host) -> Result<()> {
+    let addresses = [&*one, &*other].map(|host| host.address(Wire::Migration));
+    one.sh(&format!(
+        "pvmmd cert init && pvmmd cert issue one --address {} --out {TLS} && \
+         pvmmd cert issue two --address {} --out {TLS}/two",
+        addresses[0], addresses[1]
+    ))?;
+    let files = one.sh(&format!("ls {TLS}/two"))?;
+    for file in files.split_whitespace() {
+        let content = one.get(&format!("{TLS}/two/{file}"))?;
+        other.put(&format!("{TLS}/{file}"), 0o600, &content)?;
+    }
     Ok(())
 }
 
