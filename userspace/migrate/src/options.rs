@@ -2,8 +2,10 @@
 //! What an operator can choose about a move. Names are virsh's, defaults QEMU's where it has one.
 
 use crate::phase::{SourcePhase, TargetPhase};
+use crate::session::Sessions;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// When the guest stops.
@@ -92,6 +94,9 @@ pub struct SourceOptions {
     pub recover_limit: Duration,
     /// What CPU and device state are assumed to cost inside the downtime, on both hosts together. Default 30 ms.
     pub state_estimate: Duration,
+    /// The moves that arrive at the same daemon, if it takes any: a move that comes back to its own sender is refused
+    /// there as what it is.
+    pub sessions: Option<Arc<Sessions>>,
     /// Called at the start of every phase.
     pub hook: Option<Box<PhaseHook<SourcePhase>>>,
 }
@@ -108,6 +113,7 @@ impl Default for SourceOptions {
             pause_limit: Duration::from_secs(60),
             recover_limit: Duration::from_secs(60),
             state_estimate: Duration::from_millis(30),
+            sessions: None,
             hook: None,
         }
     }

@@ -83,12 +83,41 @@ pub struct Sessions {
     // The lock is held for the length of a search, never while anything else blocks.
     table: Mutex<VecDeque<(SessionId, State)>>,
     changed: Condvar,
+    /// The moves that this daemon itself sends. Few at a time; the lock is held for the length of a search.
+    own: Mutex<Vec<SessionId>>,
+}
+
+/// While it lives, a move that this daemon sends and that arrives at this daemon is known for what it is.
+#[derive(Debug)]
+pub(crate) struct Sending<'a> {
+    sessions: &'a Sessions,
+    session: SessionId,
+}
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        self.sessions.own().retain(|own| *own != self.session);
+    }
 }
 
 impl Sessions {
     /// Remembers nothing yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Notes that this daemon sends a move, until the result is dropped.
+    pub(crate) fn sending(&self, session: SessionId) -> Sending<'_> {
+        self.own().push(session);
+        Sending {
+            sessions: self,
+            session,
+        }
+    }
+
+    /// Whether this daemon itself sends that move: then the address that it was sent to leads back here, whatever it is.
+    pub(crate) fn is_own(&self, session: SessionId) -> bool {
+        self.own().contains(&session)
     }
 
     /// What became of a session. A session that is only prepared is closed by the question: its commit has not
@@ -187,6 +216,10 @@ impl Sessions {
         self.changed.notify_all();
     }
 
+    fn own(&self) -> MutexGuard<'_, Vec<SessionId>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, VecDeque<(SessionId, State)>> {
         // Every change of the table is one assignment, so a panic elsewhere leaves it whole.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
@@ -272,6 +305,19 @@ mod tests {
         assert!(!sessions.prepared(ID));
         sessions.starting(ID).expect("it is prepared");
         assert!(sessions.starting(ID).is_err());
+    }
+
+    #[test]
+    fn a_move_is_this_daemon_s_own_while_it_is_being_sent() {
+        let sessions = Sessions::new();
+        let other = SessionId([8; 16]);
+        let sending = sessions.sending(ID);
+        let second = sessions.sending(other);
+        assert!(sessions.is_own(ID) && sessions.is_own(other));
+        drop(sending);
+        assert!(!sessions.is_own(ID) && sessions.is_own(other));
+        drop(second);
+        assert!(!sessions.is_own(other));
     }
 
     #[test]

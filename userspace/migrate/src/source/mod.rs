@@ -24,7 +24,7 @@ use crate::options::{Mode, SourceOptions, TimeoutAction};
 use crate::pages::Frames;
 use crate::phase::{run_phase, Bounds, Scope, SourcePhase};
 use crate::refusal::Refusal;
-use crate::session::{Held, InDoubt, Outcome, SessionId};
+use crate::session::{Held, InDoubt, Outcome, Sending, SessionId};
 use crate::statistics::{Breakdown, Statistics, Status};
 use crate::transport::Connect;
 use crate::vm::{RunState, SourceVm, PAGE_SIZE};
@@ -58,6 +58,7 @@ pub fn migrate(
         job,
         phase: SourcePhase::Connect,
         session: SessionId([0; 16]),
+        sending: None,
         channel: None,
         commit_sent: false,
         suspended: false,
@@ -97,6 +98,8 @@ struct Source<'a> {
     job: &'a Job,
     phase: SourcePhase,
     session: SessionId,
+    /// Lets this daemon recognise the move if it comes back.
+    sending: Option<Sending<'a>>,
     channel: Option<Channel>,
     /// The commit, or a part of it, may have reached the target.
     commit_sent: bool,
@@ -214,6 +217,8 @@ impl Source<'_> {
 
     fn connect(&mut self, scope: &Scope<'_>) -> Result<(), Error> {
         self.session = SessionId::random().map_err(Error::Inconsistent)?;
+        let sessions = self.options.sessions.as_deref();
+        self.sending = sessions.map(|sessions| sessions.sending(self.session));
         let link = self
             .target
             .connect()

@@ -343,6 +343,12 @@ impl<H: TargetHost> Target<'_, H> {
     /// [`crate::clock`].
     fn take(&self, description: &mut VmDescription) -> Result<(H::Vm, String), Refusal> {
         // Before the host is asked for anything.
+        if self.sessions.is_own(self.session) {
+            return Err(Refusal::other(
+                "the address leads back to the daemon that sends the guest, so it would move nowhere; give the address of \
+                 another host's pvmmd (`pvmmd capabilities` lists those at which a daemon listens)",
+            ));
+        }
         description
             .validate()
             .map_err(|why| Refusal::from(Reason::Description(why)))?;

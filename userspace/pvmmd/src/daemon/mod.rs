@@ -70,7 +70,7 @@ pub struct Daemon {
     hypervisor: Arc<dyn Hypervisor>,
     ports: HostSerialPorts,
     options: Options,
-    sessions: Sessions,
+    sessions: Arc<Sessions>,
     guests: Mutex<BTreeMap<String, Entry>>,
     /// Where it listens for guests, as text.
     listen: Mutex<Vec<String>>,
@@ -90,7 +90,7 @@ impl Daemon {
             hypervisor,
             ports,
             options,
-            sessions: Sessions::new(),
+            sessions: Arc::default(),
             guests: Mutex::default(),
             listen: Mutex::default(),
             logs: Mutex::default(),
@@ -114,7 +114,7 @@ impl Daemon {
     }
 
     /// The moves that arrived here.
-    pub fn sessions(&self) -> &Sessions {
+    pub fn sessions(&self) -> &Arc<Sessions> {
         &self.sessions
     }
 

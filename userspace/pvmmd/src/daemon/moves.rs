@@ -77,6 +77,7 @@ fn defaults(daemon: &Daemon) -> SourceOptions {
     if let Some(limit) = daemon.options().recover_limit {
         options.recover_limit = limit;
     }
+    options.sessions = Some(Arc::clone(daemon.sessions()));
     options
 }
 

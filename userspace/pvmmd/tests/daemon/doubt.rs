@@ -1,87 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Moves whose link breaks at the commit: the guest is in doubt until the peer or the operator says where it runs.
 
+use crate::cable::Cable;
 use crate::host::{error, name, Host, LIMIT};
 use pvmm_control::request::{Decision, Recover};
 use pvmm_control::{ClientError, ErrorClass, GuestState, Reply, Request};
 use pvmm_migrate::phase::TargetPhase;
-use pvmm_migrate::{TargetOptions, Url};
+use pvmm_migrate::TargetOptions;
 use pvmm_vmm::vcpu::End;
-use std::io;
-use std::net::{Shutdown, TcpStream};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
-
-/// A network cable between two hosts that can be cut.
-struct Cable {
-    directory: tempfile::TempDir,
-    ends: Mutex<Vec<UnixStream>>,
-    peer: Mutex<Option<Url>>,
-}
-
-impl Cable {
-    fn new() -> Arc<Self> {
-        Arc::new(Self {
-            directory: tempfile::tempdir().expect("a temporary directory can be made"),
-            ends: Mutex::default(),
-            peer: Mutex::default(),
-        })
-    }
-
-    fn path(&self) -> PathBuf {
-        self.directory.path().join("cable.sock")
-    }
-
-    fn url(&self) -> Url {
-        Url::Unix(self.path())
-    }
-
-    /// Connects the near end to `peer`.
-    fn plug(self: &Arc<Self>, peer: &Url) {
-        *self.peer.lock().expect("no panic") = Some(peer.clone());
-        let listener = UnixListener::bind(self.path()).expect("the path is free");
-        let cable = Arc::clone(self);
-        std::thread::spawn(move || {
-            while let Ok((near, _)) = listener.accept() {
-                cable.carry(near);
-            }
-        });
-    }
-
-    fn carry(&self, near: UnixStream) {
-        let Some(Url::Tcp { host, port }) = self.peer.lock().expect("no panic").clone() else {
-            return;
-        };
-        let far = TcpStream::connect((host.as_str(), port)).expect("the peer listens");
-        let end = near.try_clone().expect("a descriptor");
-        self.ends.lock().expect("no panic").push(end);
-        let (mut near_in, mut far_out) = (
-            near.try_clone().expect("a descriptor"),
-            far.try_clone().expect("a descriptor"),
-        );
-        std::thread::spawn(move || {
-            // A cut cable ends it with an error.
-            let _ = io::copy(&mut near_in, &mut far_out);
-            let _ = far_out.shutdown(Shutdown::Both);
-        });
-        std::thread::spawn(move || {
-            let (mut near, mut far) = (near, far);
-            let _ = io::copy(&mut far, &mut near);
-            let _ = near.shutdown(Shutdown::Both);
-        });
-    }
-
-    /// Breaks every connection and lets no new one through.
-    fn cut(&self) {
-        // Without its name nobody can reach the listener.
-        let _ = std::fs::remove_file(self.path());
-        for end in self.ends.lock().expect("no panic").drain(..) {
-            let _ = end.shutdown(Shutdown::Both);
-        }
-    }
-}
 
 /// Two hosts whose cable is cut when the target enters `phase`, after a move that ended so.
 fn cut_at(phase: TargetPhase) -> (Host, Host, Arc<Cable>, Result<Reply, ClientError>) {
@@ -131,7 +59,7 @@ fn a_guest_whose_commit_is_not_answered_stays_paused_until_somebody_decides() {
         let refused = error(here.call(request));
         assert!(refused.desc.contains("migrate-recover"), "{refused}");
     }
-    assert!(!cable.path().exists());
+    assert!(!cable.is_plugged());
     let still = error(recover(&here, Decision::Ask));
     assert!(still.desc.contains("still not known"), "{still}");
     assert_eq!(here.info("one").state, GuestState::InDoubt);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Moves between two daemons.
 
+use crate::cable::Cable;
 use crate::host::{beats, error, name, Host, SERIAL};
 use pvmm_control::request::Migrate;
 use pvmm_control::{ErrorClass, GuestState, Reply, Request};
@@ -192,4 +193,32 @@ fn a_move_can_be_cancelled_and_the_guest_goes_on() {
     here.migrate("one", &there.url)
         .0
         .expect("it can be moved later");
+}
+
+#[test]
+fn a_move_that_leads_back_to_its_sender_is_refused_whatever_the_address() {
+    let here = Host::plain();
+    here.run("one", &[]).expect("nothing against it");
+    // As a port that is forwarded, or another name of the host.
+    let cable = Cable::new();
+    cable.plug(&here.url);
+    let mut refusals = 0;
+    for url in [&here.url, &cable.url()] {
+        let (result, events) = here.migrate("one", url);
+        let refused = error(result);
+        assert_eq!(refused.class, ErrorClass::Refused);
+        assert!(
+            refused.desc.contains("leads back to the daemon that sends"),
+            "{refused}"
+        );
+        assert!(
+            !refused.desc.contains("already on this host"),
+            "one reason, the right one: {refused}"
+        );
+        assert!(events.iter().all(|event| event.ram.transferred == 0));
+        assert_eq!(here.info("one").state, GuestState::Running);
+        assert_eq!(here.guests().len(), 1);
+        refusals += 1;
+    }
+    assert_eq!(refusals, 2);
 }
