@@ -29,6 +29,9 @@ const MEASURABLE: u64 = 1 << 20;
 const ROUND_TRIPS: u32 = 4;
 /// Before a round is this old, what it has sent tells the size of socket buffers and not a throughput.
 const SHOWABLE: Duration = Duration::from_millis(500);
+/// How long pages that were read may wait for others, at most. Zero pages need next to no room, so that a batch could take in
+/// all of a large guest, while the target hears nothing and takes the link for lost.
+const SEND_AT_LEAST: Duration = Duration::from_millis(500);
 
 /// What the last round taught.
 #[derive(Debug, Default)]
@@ -166,6 +169,7 @@ impl Source<'_> {
         let mut batch = Batch::default();
         let mut buffer = vec![0; BATCH_PAGES * PAGE_SIZE];
         let mut runs = runs.into_iter();
+        let mut sent_at = Instant::now();
         for run in runs.by_ref() {
             scope.check()?;
             // A run has at most BATCH_PAGES pages.
@@ -181,6 +185,10 @@ impl Source<'_> {
                     self.send_batch(scope, &mut batch, start)?;
                 }
                 zero += u64::from(batch.push(gfn, page));
+            }
+            if sent_at.elapsed() >= SEND_AT_LEAST {
+                self.send_batch(scope, &mut batch, start)?;
+                sent_at = Instant::now();
             }
             unsent -= run.pages;
             self.count(run.pages, zero, unsent);

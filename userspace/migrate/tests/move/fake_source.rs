@@ -13,6 +13,7 @@ use pvmm_migrate::Job;
 use pvmm_uapi::{ChipsetState, Clock, DirtyRange, PlanStep, VcpuState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The guest at the source.
 pub struct FakeSource {
@@ -24,6 +25,8 @@ pub struct FakeSource {
     pub clock: Clock,
     /// Pages that the guest writes for each 256 pages that the engine reads, and at each fetch.
     pub writes_per_step: usize,
+    /// How long a read of memory takes, as of pages that are swapped out.
+    pub read_takes: Duration,
     /// Halves the writes at each fetch.
     pub calms_down: bool,
     read: usize,
@@ -53,6 +56,7 @@ impl FakeSource {
             machine: machine(),
             clock: START_CLOCK,
             writes_per_step: 5,
+            read_takes: Duration::ZERO,
             calms_down: false,
             read: 0,
             dirty: None,
@@ -151,6 +155,7 @@ impl SourceVm for FakeSource {
 
     fn read_pages(&mut self, gfn: u64, buffer: &mut [u8]) -> Result<(), VmError> {
         self.faults.call(Operation::ReadPages)?;
+        std::thread::sleep(self.read_takes);
         let zero = vec![0; PAGE_SIZE];
         for (gfn, page) in (gfn..).zip(buffer.chunks_exact_mut(PAGE_SIZE)) {
             page.copy_from_slice(self.memory.0.get(&gfn).unwrap_or(&zero));

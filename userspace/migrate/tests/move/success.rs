@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Moves that succeed.
 
-use crate::fake::{description, frames, Operation, START_CLOCK};
+use crate::fake::{description, frames, Memory, Operation, START_CLOCK};
 use crate::network::{assert_same, Scene};
 use pvmm_migrate::statistics::Status;
 use pvmm_migrate::vm::{RunState, PAGE_SIZE};
-use pvmm_migrate::Mode;
+use pvmm_migrate::{Mode, TargetOptions};
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 #[test]
 fn a_guest_that_works_meanwhile_arrives_with_everything() {
@@ -45,6 +45,30 @@ fn a_guest_that_was_paused_arrives_paused_with_its_clock_unchanged() {
     assert_eq!(scene.faults.count(Operation::Pause), 0);
     assert!(!scene.world.sides().target);
     assert!(scene.source.released);
+}
+
+#[test]
+fn memory_that_is_zero_and_slow_to_read_does_not_look_like_a_link_that_is_lost() {
+    let mut scene = Scene::plain();
+    scene.source.memory = Memory::default();
+    scene.source.writes_per_step = 0;
+    scene.source.read_takes = Duration::from_millis(900);
+    // Three reads take longer than this, one does not.
+    let limit = Duration::from_secs(2);
+    scene.options.stall_limit = limit;
+    let target_options = TargetOptions {
+        stall_limit: limit,
+        ..TargetOptions::default()
+    };
+    *scene
+        .network
+        .target_options
+        .lock()
+        .expect("no holder panics") = Some(target_options);
+    scene.migrate().expect("nothing stands against it");
+    assert!(scene.faults.count(Operation::ReadPages) >= 3);
+    let target = scene.arrived();
+    scene.assert_moved(&target);
 }
 
 #[test]
