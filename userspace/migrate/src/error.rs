@@ -31,7 +31,7 @@ pub enum Error {
         source: TlsError,
     },
     /// The link broke.
-    #[error("the link to {peer} broke: {source}")]
+    #[error("the link to {peer} broke: {source}; check the network between the hosts, and that pvmmd still runs there")]
     Link {
         /// The other side.
         peer: String,
@@ -39,13 +39,13 @@ pub enum Error {
         source: io::Error,
     },
     /// The other side ended the stream in the middle.
-    #[error("{peer} closed the link in the middle of the move; its log says why")]
+    #[error("{peer} closed the link in the middle of the move; check that pvmmd still runs there, its log says why")]
     Closed {
         /// The other side.
         peer: String,
     },
     /// Nothing came or went for too long.
-    #[error("the link to {peer} carried nothing for {} s", limit.as_secs())]
+    #[error("the link to {peer} carried nothing for {} s; check the network between the hosts, and that pvmmd still runs there", limit.as_secs_f64())]
     Stalled {
         /// The other side.
         peer: String,
