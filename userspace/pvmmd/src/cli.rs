@@ -124,6 +124,10 @@ pub struct Serve {
     /// doubt and waits for `migrate-recover`. Default: 60.
     #[arg(long, value_name = "S")]
     pub recover_limit: Option<u64>,
+    /// A link that carries nothing for so many seconds counts as lost, and the move fails. Default: 30.
+    // The kernel gives up a TCP connection after 45 s, with a message that says less.
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=40))]
+    pub stall_limit: Option<u64>,
 }
 
 /// The commands about certificates.

@@ -4,7 +4,7 @@
 mod cert;
 mod console;
 mod migrate;
-mod serve;
+pub mod serve;
 mod show;
 
 use crate::cert::CertError;
@@ -12,6 +12,7 @@ use crate::cli::{self, Cli, Command};
 use crate::daemon::server::ServeError;
 use pvmm_control::request::{Decision, Name, Recover};
 use pvmm_control::{Client, ClientError, Reply, Request};
+use serve::Base;
 use std::path::{Path, PathBuf};
 
 /// Why a command failed.
@@ -65,7 +66,7 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
     let socket = &cli.socket;
     let named = |request: fn(Name) -> Request, name: String| done(socket, request(Name { name }));
     match cli.command {
-        Command::Serve(options) => serve::serve(socket, options),
+        Command::Serve(options) => serve::serve(socket, options, Base::this_host(socket)),
         Command::Run(options) => run(socket, options),
         Command::List(output) => show::list(socket, output.json),
         Command::Info(guest) => show::info(socket, guest),

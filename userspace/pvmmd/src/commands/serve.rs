@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `pvmmd serve`: the daemon in the foreground, until SIGTERM or SIGINT.
+//! `pvmmd serve`: the daemon in the foreground, until SIGTERM or SIGINT. Tests run the same on a fake hypervisor.
 
 use super::Failure;
 use crate::cli::Serve;
 use crate::daemon::server::{prepare_console_log, serve_moves, ControlSocket};
-use crate::daemon::{Daemon, Options};
+use crate::daemon::{Daemon, Options, SourceHook};
 use nix::sys::signal::{SigSet, Signal};
+use pvmm_migrate::options::PhaseHook;
+use pvmm_migrate::phase::TargetPhase;
 use pvmm_migrate::tls::DEFAULT_DIRECTORY;
 use pvmm_migrate::{Security, TargetOptions, Tls};
 use pvmm_vmm::host_serial::HostSerialPorts;
@@ -15,8 +17,36 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Runs the daemon.
-pub fn serve(socket: &Path, options: Serve) -> Result<(), Failure> {
+/// What a daemon stands on.
+pub struct Base {
+    /// What makes virtual machines.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// The host's serial ports.
+    pub ports: HostSerialPorts,
+    /// Called at the start of every phase of every move away from here.
+    pub source_hook: Option<SourceHook>,
+    /// Called at the start of every phase of every move to here.
+    pub target_hook: Option<Box<PhaseHook<TargetPhase>>>,
+}
+
+impl Base {
+    /// This host, for a daemon whose control socket is `socket`.
+    pub fn this_host(socket: &Path) -> Self {
+        Self {
+            hypervisor: Arc::new(DevPvmm::default()),
+            ports: HostSerialPorts::new(Path::new("/sys"), &socket.with_extension("taken")),
+            source_hook: None,
+            target_hook: None,
+        }
+    }
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+///
+/// It could not start.
+pub fn serve(socket: &Path, options: Serve, base: Base) -> Result<(), Failure> {
     // Before the first thread, so that no other thread is interrupted by them.
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
     signals
@@ -24,10 +54,11 @@ pub fn serve(socket: &Path, options: Serve) -> Result<(), Failure> {
         .map_err(|errno| Failure::system("cannot block signals")(errno.into()))?;
     prepare_console_log(options.console_log.as_deref())?;
     let control = ControlSocket::bind(socket)?;
-    let ports = HostSerialPorts::new(Path::new("/sys"), &socket.with_extension("taken"));
+    let Base {
+        hypervisor, ports, ..
+    } = base;
     // Only now it is certain that no other daemon of this socket runs.
     ports.give_back_leftovers();
-    let hypervisor = DevPvmm::default();
     match hypervisor.capabilities() {
         Ok(capabilities) => tracing::info!(
             module = crate::daemon::source::module_version(&capabilities),
@@ -36,8 +67,9 @@ pub fn serve(socket: &Path, options: Serve) -> Result<(), Failure> {
         Err(error) => tracing::warn!("{error}; guests can be started when that is done"),
     }
     let security = security(options.tls_dir, options.allow_peer, options.insecure);
+    let stall_limit = options.stall_limit.map(Duration::from_secs);
     let daemon = Daemon::new(
-        Arc::new(hypervisor),
+        hypervisor,
         ports,
         Options {
             grants: options.grant,
@@ -45,9 +77,18 @@ pub fn serve(socket: &Path, options: Serve) -> Result<(), Failure> {
             console_log: options.console_log,
             recover_limit: options.recover_limit.map(Duration::from_secs),
             security,
+            stall_limit,
+            source_hook: base.source_hook,
         },
     );
-    let target_options = Arc::new(TargetOptions::default());
+    let mut target_options = TargetOptions {
+        hook: base.target_hook,
+        ..TargetOptions::default()
+    };
+    if let Some(limit) = stall_limit {
+        target_options.stall_limit = limit;
+    }
+    let target_options = Arc::new(target_options);
     for url in &options.listen {
         serve_moves(&daemon, url, Arc::clone(&target_options))?;
     }

@@ -17,6 +17,8 @@ pub mod target;
 
 use guest::Guest;
 use pvmm_control::{ControlError, ErrorClass, GuestState};
+use pvmm_migrate::options::PhaseHook;
+use pvmm_migrate::phase::SourcePhase;
 use pvmm_migrate::{Security, Sessions};
 use pvmm_vmm::host_serial::HostSerialPorts;
 use pvmm_vmm::vcpu::End;
@@ -46,6 +48,21 @@ pub struct Options {
     pub recover_limit: Option<Duration>,
     /// How connections with peers are protected, in both directions.
     pub security: Security,
+    /// How long the link of a move away from here may carry nothing before it counts as lost. `None` takes the engine's
+    /// default.
+    pub stall_limit: Option<Duration>,
+    /// Called at the start of every phase of every move away from here.
+    pub source_hook: Option<SourceHook>,
+}
+
+/// See [`PhaseHook`].
+#[derive(Clone)]
+pub struct SourceHook(pub Arc<PhaseHook<SourcePhase>>);
+
+impl std::fmt::Debug for SourceHook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SourceHook")
+    }
 }
 
 /// A place in the registry.

@@ -4,7 +4,7 @@
 
 use super::guest::Guest;
 use super::source::Leaving;
-use super::{lock, spawn, Daemon};
+use super::{lock, spawn, Daemon, SourceHook};
 use pvmm_control::request::{Decision, Migrate};
 use pvmm_control::{ControlError, ErrorClass};
 use pvmm_migrate::source::{self, Recovered};
@@ -76,6 +76,12 @@ fn defaults(daemon: &Daemon) -> SourceOptions {
     let mut options = SourceOptions::default();
     if let Some(limit) = daemon.options().recover_limit {
         options.recover_limit = limit;
+    }
+    if let Some(limit) = daemon.options().stall_limit {
+        options.stall_limit = limit;
+    }
+    if let Some(SourceHook(hook)) = daemon.options().source_hook.clone() {
+        options.hook = Some(Box::new(move |phase| hook(phase)));
     }
     options.sessions = Some(Arc::clone(daemon.sessions()));
     options

@@ -1,24 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A network cable between two hosts that can be cut and plugged in again.
+//! A network cable between two hosts that can be cut, plugged in again, and stalled.
 
 use pvmm_migrate::Url;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 #[derive(Default)]
 struct State {
     peer: Option<Url>,
+    /// How often it was cut. Who connected before a cut and was not accepted yet is cut off, too.
+    cuts: usize,
     /// One end of each connection; shutting it down ends both directions.
     ends: Vec<UnixStream>,
+    /// Nothing is carried, in either direction, but nothing is lost.
+    stalled: bool,
 }
 
 /// The cable. Its near end is a Unix socket, its far end whatever the peer listens at.
 pub struct Cable {
     directory: tempfile::TempDir,
     state: Mutex<State>,
+    moves_again: Condvar,
 }
 
 impl Cable {
@@ -26,6 +31,7 @@ impl Cable {
         Arc::new(Self {
             directory: tempfile::tempdir().expect("a temporary directory can be made"),
             state: Mutex::default(),
+            moves_again: Condvar::new(),
         })
     }
 
@@ -45,18 +51,25 @@ impl Cable {
 
     /// Connects the near end to `peer`.
     pub fn plug(self: &Arc<Self>, peer: &Url) {
-        self.state.lock().expect("no panic").peer = Some(peer.clone());
+        let cuts = {
+            let mut state = self.state.lock().expect("no panic");
+            state.peer = Some(peer.clone());
+            state.cuts
+        };
         let listener = UnixListener::bind(self.path()).expect("the path is free");
         let cable = Arc::clone(self);
         std::thread::spawn(move || {
             while let Ok((near, _)) = listener.accept() {
-                cable.carry(near);
+                cable.carry(near, cuts);
             }
         });
     }
 
-    fn carry(&self, near: UnixStream) {
+    fn carry(self: &Arc<Self>, near: UnixStream, cuts: usize) {
         let mut state = self.state.lock().expect("no panic");
+        if state.cuts != cuts {
+            return;
+        }
         let Some(Url::Tcp { host, port }) = &state.peer else {
             panic!("peers of these tests listen at TCP ports");
         };
@@ -69,22 +82,30 @@ impl Cable {
             near.try_clone().expect("a descriptor"),
             far.try_clone().expect("a descriptor"),
         );
+        let cable = Arc::clone(self);
         std::thread::spawn(move || {
-            Self::copy(&mut near_in, &mut far_out);
+            cable.copy(&mut near_in, &mut far_out);
             // It may be gone already.
             let _ = far_out.shutdown(Shutdown::Both);
         });
+        let cable = Arc::clone(self);
         std::thread::spawn(move || {
             let (mut near, mut far) = (near, far);
-            Self::copy(&mut far, &mut near);
+            cable.copy(&mut far, &mut near);
             let _ = near.shutdown(Shutdown::Both);
         });
     }
 
-    /// Carries bytes until either end is gone.
-    fn copy(from: &mut impl Read, to: &mut impl Write) {
+    /// Carries bytes until either end is gone; holds them while the cable is stalled.
+    fn copy(&self, from: &mut impl Read, to: &mut impl Write) {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(count @ 1..) = from.read(&mut buffer) {
+            let state = self.state.lock().expect("no panic");
+            drop(
+                self.moves_again
+                    .wait_while(state, |state| state.stalled)
+                    .expect("no panic"),
+            );
             if to.write_all(&buffer[..count]).is_err() {
                 return;
             }
@@ -99,5 +120,19 @@ impl Cable {
         for end in state.ends.drain(..) {
             let _ = end.shutdown(Shutdown::Both);
         }
+        state.cuts += 1;
+        state.stalled = false;
+        self.moves_again.notify_all();
+    }
+
+    /// Carries nothing from now on, without breaking anything.
+    pub fn stall(&self) {
+        self.state.lock().expect("no panic").stalled = true;
+    }
+
+    /// Carries on.
+    pub fn flow(&self) {
+        self.state.lock().expect("no panic").stalled = false;
+        self.moves_again.notify_all();
     }
 }

@@ -2,7 +2,7 @@
 //! Moves whose link breaks at the commit: the guest is in doubt until the peer or the operator says where it runs.
 
 use crate::cable::Cable;
-use crate::host::{error, name, Host, LIMIT};
+use crate::host::{error, name, Host, Machine, LIMIT};
 use pvmm_control::request::{Decision, Recover};
 use pvmm_control::{ClientError, ErrorClass, GuestState, Reply, Request};
 use pvmm_migrate::phase::TargetPhase;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Guests on one host: their life, their consoles, and requests that are refused.
 
-use crate::host::{error, name, Host, SERIAL};
+use crate::host::{error, name, Host, Machine, SERIAL};
 use pvmm_control::{ErrorClass, GuestState, Request};
 use pvmm_vmm::vcpu::End;
 use pvmmd::daemon::server::ControlSocket;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! One host with its daemon on a fake hypervisor, as its clients see it.
+//! One host with its daemon on a fake hypervisor, as its clients see it: [`Host`] has it in this process, and
+//! [`crate::process::Process`] in one of its own.
 
 use pvmm_control::request::{Console, Migrate, Name, Run};
 use pvmm_control::{
@@ -14,12 +15,153 @@ use pvmmd::daemon::server::{serve_moves, ControlSocket};
 use pvmmd::daemon::{Daemon, Options};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub const LIMIT: Duration = Duration::from_secs(60);
 /// The device that the fake machine has.
 pub const SERIAL: &str = "serial,port=0x2f8,irq=3";
+
+/// A host with a daemon.
+pub trait Machine {
+    /// Memory of its guests, in bytes.
+    const MEMORY: u64 = 64 << 20;
+
+    /// The daemon's control socket.
+    fn socket(&self) -> PathBuf;
+
+    /// A kernel.
+    fn kernel(&self) -> PathBuf;
+
+    fn client(&self) -> Client {
+        Client::connect(&self.socket()).expect("the daemon runs")
+    }
+
+    fn call(&self, request: Request) -> Result<Reply, ClientError> {
+        self.client().call(request)
+    }
+
+    fn run(&self, name: &str, devices: &[&str]) -> Result<Reply, ClientError> {
+        self.call(Request::Run(Box::new(Run {
+            name: name.into(),
+            kernel: self.kernel(),
+            initrd: None,
+            cmdline: "console=ttyS0".into(),
+            memory: Self::MEMORY,
+            irqchip: IrqChip::Apic,
+            devices: devices
+                .iter()
+                .map(|device| device.parse().expect("a valid option"))
+                .collect(),
+        })))
+    }
+
+    fn guests(&self) -> Vec<GuestInfo> {
+        match self.call(Request::List).expect("the daemon answers") {
+            Reply::Guests(guests) => guests,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn info(&self, name: &str) -> GuestInfo {
+        match self.call(Request::Info(Name { name: name.into() })) {
+            Ok(Reply::Guest(guest)) => *guest,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until a guest is in a state.
+    fn wait_state(&self, name: &str, state: GuestState) {
+        let limit = Instant::now() + LIMIT;
+        while self.info(name).state != state {
+            assert!(Instant::now() < limit, "{:?}", self.info(name));
+            std::thread::yield_now();
+        }
+    }
+
+    /// How many guests run.
+    fn running(&self) -> usize {
+        self.guests()
+            .iter()
+            .filter(|guest| guest.state == GuestState::Running)
+            .count()
+    }
+
+    fn migrate(&self, name: &str, to: &Url) -> (Result<Reply, ClientError>, Vec<Statistics>) {
+        let mut events = Vec::new();
+        let result = self.client().call_with_events(move_of(name, to), |event| {
+            let Event::Migration(statistics) = event;
+            events.push(*statistics);
+        });
+        (result, events)
+    }
+
+    /// The real program as this daemon's client.
+    fn program(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pvmmd"));
+        command.arg("--socket").arg(self.socket()).args(arguments);
+        command
+    }
+
+    /// A guest runs on: its memory is whole, and no beat is repeated or left out. Returns what it has printed here.
+    fn goes_on(&self, name: &str) -> String {
+        let mut console = self.console(name);
+        console.wait_for("beat");
+        let last = console.beats().last().copied().unwrap_or(0);
+        console.wait_for(&format!("beat {}\n", last + 20));
+        assert_whole(&console.seen);
+        console.seen
+    }
+
+    /// Waits until nothing is left of a guest that was being received.
+    fn wait_empty(&self) {
+        let limit = Instant::now() + LIMIT;
+        while !self.guests().is_empty() {
+            assert!(Instant::now() < limit, "{:?}", self.guests());
+            std::thread::yield_now();
+        }
+    }
+
+    fn console(&self, name: &str) -> ConsoleReader {
+        let mut client = self.client();
+        let request = Request::Console(Console {
+            name: name.into(),
+            backlog: true,
+        });
+        client.call(request).expect("the guest is there");
+        let stream = client.into_raw();
+        stream
+            .get_ref()
+            .set_read_timeout(Some(LIMIT))
+            .expect("not zero");
+        ConsoleReader {
+            stream,
+            seen: String::new(),
+        }
+    }
+}
+
+/// Nothing in what a guest printed is lost or repeated.
+pub fn assert_whole(text: &str) {
+    assert!(!text.contains("LOST"), "{text}");
+    let beats = beats(text);
+    let next = |pair: &[u64]| pair[1] == pair[0] + 1;
+    assert!(beats.len() > 1 && beats.windows(2).all(next), "{text}");
+}
+
+/// A request to move a guest, under limits that no busy machine exceeds.
+pub fn move_of(name: &str, to: &Url) -> Request {
+    Request::Migrate(Box::new(Migrate {
+        name: name.into(),
+        url: to.to_string(),
+        mode: None,
+        downtime_limit: Some(5000),
+        max_bandwidth: None,
+        timeout: None,
+        timeout_action: None,
+    }))
+}
 
 /// One host with its daemon.
 pub struct Host {
@@ -31,22 +173,23 @@ pub struct Host {
 
 impl Host {
     pub fn new(grants: &[&str], target_options: TargetOptions) -> Self {
-        Self::with(FakeHypervisor::default(), grants, target_options)
+        Self::with_options(target_options, |options| {
+            let grant = |grant: &&str| grant.parse().expect("a valid option");
+            options.grants = grants.iter().map(grant).collect();
+        })
     }
 
-    pub fn with(
+    pub fn with_options(target_options: TargetOptions, change: impl FnOnce(&mut Options)) -> Self {
+        Self::with(FakeHypervisor::default(), target_options, change)
+    }
+
+    fn with(
         hypervisor: FakeHypervisor,
-        grants: &[&str],
         target_options: TargetOptions,
+        change: impl FnOnce(&mut Options),
     ) -> Self {
         let url = "tcp:127.0.0.1:0".parse().expect("a valid address");
-        Self::build(
-            hypervisor,
-            grants,
-            target_options,
-            Security::default(),
-            &url,
-        )
+        Self::build(hypervisor, target_options, &url, change)
     }
 
     /// A host whose connections with peers are protected so.
@@ -57,16 +200,17 @@ impl Host {
 
     /// As [`Self::secure`], taking guests at `url`.
     pub fn secure_at(security: Security, url: &Url) -> Self {
-        let options = TargetOptions::default();
-        Self::build(FakeHypervisor::default(), &[], options, security, url)
+        let hypervisor = FakeHypervisor::default();
+        Self::build(hypervisor, TargetOptions::default(), url, |options| {
+            options.security = security;
+        })
     }
 
     fn build(
         hypervisor: FakeHypervisor,
-        grants: &[&str],
         target_options: TargetOptions,
-        security: Security,
         url: &Url,
+        change: impl FnOnce(&mut Options),
     ) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         std::fs::write(
@@ -74,19 +218,17 @@ impl Host {
             made_up_image(b"code", 1 << 20),
         )
         .expect("writable");
+        let mut options = Options {
+            max_memory: Some(256 << 20),
+            console_log: Some(directory.path().to_owned()),
+            recover_limit: Some(Duration::from_secs(1)),
+            ..Options::default()
+        };
+        change(&mut options);
         let daemon = Daemon::new(
             Arc::new(hypervisor),
             HostSerialPorts::new(Path::new("/nonexistent"), Path::new("/nonexistent")),
-            Options {
-                grants: grants
-                    .iter()
-                    .map(|grant| grant.parse().expect("a valid option"))
-                    .collect(),
-                max_memory: Some(256 << 20),
-                console_log: Some(directory.path().to_owned()),
-                recover_limit: Some(Duration::from_secs(1)),
-                security,
-            },
+            options,
         );
         let url = serve_moves(&daemon, url, Arc::new(target_options)).expect("a free port");
         let control =
@@ -103,101 +245,15 @@ impl Host {
     pub fn plain() -> Self {
         Self::new(&[], TargetOptions::default())
     }
+}
 
-    pub fn socket(&self) -> PathBuf {
+impl Machine for Host {
+    fn socket(&self) -> PathBuf {
         self.directory.path().join("control.sock")
     }
 
-    pub fn client(&self) -> Client {
-        Client::connect(&self.socket()).expect("the daemon runs")
-    }
-
-    pub fn call(&self, request: Request) -> Result<Reply, ClientError> {
-        self.client().call(request)
-    }
-
-    pub fn run(&self, name: &str, devices: &[&str]) -> Result<Reply, ClientError> {
-        self.call(Request::Run(Box::new(Run {
-            name: name.into(),
-            kernel: self.directory.path().join("vmlinuz"),
-            initrd: None,
-            cmdline: "console=ttyS0".into(),
-            memory: 64 << 20,
-            irqchip: IrqChip::Apic,
-            devices: devices
-                .iter()
-                .map(|device| device.parse().expect("a valid option"))
-                .collect(),
-        })))
-    }
-
-    pub fn guests(&self) -> Vec<GuestInfo> {
-        match self.call(Request::List).expect("the daemon answers") {
-            Reply::Guests(guests) => guests,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    pub fn info(&self, name: &str) -> GuestInfo {
-        match self.call(Request::Info(Name { name: name.into() })) {
-            Ok(Reply::Guest(guest)) => *guest,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// Waits until a guest is in a state.
-    pub fn wait_state(&self, name: &str, state: GuestState) {
-        let limit = Instant::now() + LIMIT;
-        while self.info(name).state != state {
-            assert!(Instant::now() < limit, "{:?}", self.info(name));
-            std::thread::yield_now();
-        }
-    }
-
-    /// How many guests run.
-    pub fn running(&self) -> usize {
-        self.guests()
-            .iter()
-            .filter(|guest| guest.state == GuestState::Running)
-            .count()
-    }
-
-    pub fn migrate(&self, name: &str, to: &Url) -> (Result<Reply, ClientError>, Vec<Statistics>) {
-        let mut events = Vec::new();
-        let request = Migrate {
-            name: name.into(),
-            url: to.to_string(),
-            mode: None,
-            downtime_limit: Some(5000),
-            max_bandwidth: None,
-            timeout: None,
-            timeout_action: None,
-        };
-        let result = self
-            .client()
-            .call_with_events(Request::Migrate(Box::new(request)), |event| {
-                let Event::Migration(statistics) = event;
-                events.push(*statistics);
-            });
-        (result, events)
-    }
-
-    pub fn console(&self, name: &str) -> ConsoleReader {
-        let mut client = self.client();
-        let request = Request::Console(Console {
-            name: name.into(),
-            backlog: true,
-        });
-        client.call(request).expect("the guest is there");
-        let stream = client.into_raw();
-        stream
-            .get_ref()
-            .set_read_timeout(Some(LIMIT))
-            .expect("not zero");
-        ConsoleReader {
-            stream,
-            seen: String::new(),
-        }
+    fn kernel(&self) -> PathBuf {
+        self.directory.path().join("vmlinuz")
     }
 }
 

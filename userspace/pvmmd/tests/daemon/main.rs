@@ -2,8 +2,13 @@
 //! Daemons on a fake hypervisor, with real control sockets and real connections between them.
 
 mod cable;
+mod cancel;
+mod crash;
 mod doubt;
 mod guests;
 mod host;
 mod moves;
+mod process;
+mod stall;
 mod tls;
+mod together;

@@ -2,7 +2,7 @@
 //! Moves between two daemons.
 
 use crate::cable::Cable;
-use crate::host::{beats, error, name, Host, SERIAL};
+use crate::host::{beats, error, name, Host, Machine, SERIAL};
 use pvmm_control::request::Migrate;
 use pvmm_control::{ErrorClass, GuestState, Reply, Request};
 use pvmm_migrate::statistics::Status;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Moves between two daemons over TLS, with certificates as `pvmmd cert` makes them.
 
-use crate::host::{beats, error, Host};
+use crate::host::{beats, error, Host, Machine};
 use pvmm_control::{ErrorClass, GuestState};
 use pvmm_migrate::{Security, Tls, Url};
 use pvmmd::cert::{self, HostNames};
