@@ -9,3 +9,4 @@ pub mod cert;
 pub mod cli;
 pub mod commands;
 pub mod daemon;
+pub mod logging;

@@ -7,6 +7,7 @@ mod crash;
 mod doubt;
 mod guests;
 mod host;
+mod limits;
 mod moves;
 mod process;
 mod stall;

@@ -171,6 +171,8 @@ pub struct Process {
     child: Child,
     pub directory: tempfile::TempDir,
     plan: Plan,
+    /// It reports there until its end.
+    _gate: Arc<Gate>,
     pub url: Url,
 }
 
@@ -241,6 +243,7 @@ impl Process {
             child,
             directory,
             plan,
+            _gate: Arc::clone(gate),
             url: Url::Unix(PathBuf::new()),
         };
         process.url = process.wait_url();
@@ -325,10 +328,7 @@ fn serve_if_told() {
     let (Ok(arguments), Ok(gate)) = (std::env::var(ARGUMENTS), std::env::var(GATE)) else {
         return;
     };
-    tracing_subscriber::fmt()
-        .with_ansi(false)
-        .with_writer(std::io::stderr)
-        .init();
+    pvmmd::logging::to_stderr();
     let cli = Cli::try_parse_from(arguments.lines()).expect("a valid command line");
     let Subcommand::Serve(options) = cli.command else {
         panic!("a daemon was asked for: {arguments}");

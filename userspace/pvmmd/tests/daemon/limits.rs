@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Hosts that run out of something: memory for a guest that comes, room for logs, threads for a move.
+
+use crate::host::{error, move_of, Machine};
+use crate::process::{Gate, Process};
+use pvmm_control::{ErrorClass, GuestState};
+use std::process::Command;
+
+/// A user other than root, with no other process.
+const OTHER: u32 = 54321;
+
+/// Sets a limit of a daemon that runs, e.g. `--as=1000`.
+fn limit(process: &Process, what: &str) {
+    limit_as(0, process, what);
+}
+
+fn limit_as(uid: u32, process: &Process, what: &str) {
+    let status = Command::new("setpriv")
+        // Only its own user may, in a container without CAP_SYS_RESOURCE.
+        .args(["--reuid", &uid.to_string(), "--clear-groups", "prlimit"])
+        .args(["--pid", &process.pid().to_string(), what])
+        .status();
+    let status = status.expect("prlimit is part of util-linux");
+    assert!(status.success(), "{what}");
+}
+
+/// Its address space, in bytes.
+fn address_space(process: &Process) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid()));
+    let status = status.expect("it runs");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmSize:"))
+        .expect("a line of proc(5)");
+    let kib = line.trim().strip_suffix("kB").expect("its unit").trim();
+    kib.parse::<u64>().expect("a number") * 1024
+}
+
+fn two() -> (Process, Process) {
+    let gate = Gate::new();
+    let here = Process::start(&gate, &[], &[]);
+    here.run("one", &[]).expect("nothing against it");
+    (here, Process::start(&gate, &[], &[]))
+}
+
+#[test]
+fn a_target_that_cannot_map_the_guest_s_memory_refuses_it_before_the_first_page() {
+    let (here, there) = two();
+    // Room for threads, not for the guest.
+    let room = address_space(&there) + Process::MEMORY - (2 << 20);
+    limit(&there, &format!("--as={room}:"));
+    let (result, events) = here.migrate("one", &there.url);
+    let refused = error(result);
+    assert_eq!(refused.class, ErrorClass::Refused, "{refused}");
+    for part in ["cannot map 16777216 bytes", "free memory", "goes on here"] {
+        assert!(refused.desc.contains(part), "{refused}");
+    }
+    assert!(events.iter().all(|event| event.ram.transferred == 0));
+    assert_eq!(there.guests(), []);
+    here.goes_on("one");
+    limit(&there, "--as=unlimited:");
+    let (again, _) = here.migrate("one", &there.url);
+    again.expect("there is memory again");
+    there.goes_on("one");
+}
+
+#[test]
+fn full_disks_under_the_logs_stop_no_guest_and_no_move() {
+    let gate = Gate::new();
+    let here = Process::start(&gate, &[], &["sh", "-c", "exec \"$0\" \"$@\" 2> /dev/full"]);
+    let there = Process::start(&gate, &[], &[]);
+    for process in [&here, &there] {
+        let log = process.directory.path().join("one.log");
+        std::os::unix::fs::symlink("/dev/full", log).expect("the directory is writable");
+    }
+    here.run("one", &[]).expect("nothing against it");
+    here.goes_on("one");
+    let (moved, _) = here.migrate("one", &there.url);
+    moved.expect("nothing against it");
+    there.goes_on("one");
+    let said = there.said();
+    let complaints = said.matches("the console log cannot be written").count();
+    assert_eq!(complaints, 1, "{said}");
+}
