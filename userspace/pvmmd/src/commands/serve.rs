@@ -52,6 +52,10 @@ pub fn serve(socket: &Path, options: Serve, base: Base) -> Result<(), Failure> {
     signals
         .thread_block()
         .map_err(|errno| Failure::system("cannot block signals")(errno.into()))?;
+    // A file that may not become larger (`ulimit -f`) is an error of that write, not the end of the daemon and its guests.
+    SigSet::from_iter([Signal::SIGXFSZ])
+        .thread_block()
+        .map_err(|errno| Failure::system("cannot block signals")(errno.into()))?;
     prepare_console_log(options.console_log.as_deref())?;
     let control = ControlSocket::bind(socket)?;
     let Base {

@@ -65,6 +65,19 @@ fn a_target_that_cannot_map_the_guest_s_memory_refuses_it_before_the_first_page(
 }
 
 #[test]
+fn a_file_size_limit_ends_neither_a_daemon_nor_its_guests() {
+    let (here, there) = two();
+    there.run("two", &[]).expect("nothing against it");
+    // Neither a console log nor a guest's memory may become larger than this.
+    limit(&there, "--fsize=100:");
+    let refused = error(here.migrate("one", &there.url).0);
+    assert_eq!(refused.class, ErrorClass::Refused, "{refused}");
+    assert!(refused.desc.contains("cannot map"), "{refused}");
+    there.goes_on("two");
+    here.goes_on("one");
+}
+
+#[test]
 fn full_disks_under_the_logs_stop_no_guest_and_no_move() {
     let gate = Gate::new();
     let here = Process::start(&gate, &[], &["sh", "-c", "exec \"$0\" \"$@\" 2> /dev/full"]);
