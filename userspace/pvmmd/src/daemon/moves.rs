@@ -58,14 +58,14 @@ impl Move {
     }
 }
 
-/// Ends a move's record even if its thread panics.
+/// Ends a move's record even if its thread panics or cannot be started.
 struct FinishGuard(Arc<Move>);
 
 impl Drop for FinishGuard {
     fn drop(&mut self) {
         if !self.0.is_over() {
             self.0.finish(Err(ControlError::failed(
-                "the thread of the move ended unexpectedly; this is a bug in pvmmd",
+                "the thread of the move ended unexpectedly; see the daemon's log",
             )));
         }
     }
@@ -128,8 +128,9 @@ pub fn start(
     });
     guest.begin_move(&new)?;
     let (this, guest) = (Arc::clone(&new), Arc::clone(guest));
+    // Made here: it ends the move's record even if the thread does not start.
+    let guard = FinishGuard(Arc::clone(&new));
     spawn(format!("move {}", guest.name()), move || {
-        let guard = FinishGuard(Arc::clone(&this));
         tracing::info!(guest = guest.name(), target = this.target.name(), "moving");
         let outcome = match source::migrate(&mut leaving, &this.target, &options, &this.job) {
             Ok(report) => {

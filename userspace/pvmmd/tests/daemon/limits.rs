@@ -95,3 +95,30 @@ fn full_disks_under_the_logs_stop_no_guest_and_no_move() {
     let complaints = said.matches("the console log cannot be written").count();
     assert_eq!(complaints, 1, "{said}");
 }
+
+#[test]
+fn a_move_whose_thread_cannot_be_started_leaves_the_guest_free() {
+    let gate = Gate::new();
+    let there = Process::start(&gate, &[], &[]);
+    // Root may have any number of threads.
+    let here = Process::start(
+        &gate,
+        &[],
+        &["setpriv", "--reuid", &OTHER.to_string(), "--clear-groups"],
+    );
+    here.run("one", &[]).expect("nothing against it");
+    // Its own thread must be there already.
+    let mut client = here.client();
+    client
+        .call(pvmm_control::Request::List)
+        .expect("nothing against it");
+    limit_as(OTHER, &here, "--nproc=1:");
+    let failed = error(client.call(move_of("one", &there.url)));
+    assert!(failed.desc.contains("cannot start a thread"), "{failed}");
+    limit_as(OTHER, &here, "--nproc=500:");
+    let info = here.info("one");
+    assert_eq!((info.state, info.migrating), (GuestState::Running, false));
+    let (again, _) = here.migrate("one", &there.url);
+    again.expect("there are threads again");
+    there.goes_on("one");
+}
