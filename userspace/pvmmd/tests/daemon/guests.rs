@@ -16,7 +16,7 @@ fn guests_are_started_listed_paused_resumed_and_stopped() {
     let names: Vec<_> = host.guests().into_iter().map(|guest| guest.name).collect();
     assert_eq!(names, ["one", "two"]);
     let one = host.info("one");
-    assert_eq!((one.state, one.memory), (GuestState::Running, 64 << 20));
+    assert_eq!((one.state, one.memory), (GuestState::Running, 16 << 20));
     assert_eq!(one.devices, ["serial,port=0x2f8,irq=3,backend=physical"]);
     host.call(Request::Pause(name("one"))).expect("it runs");
     assert_eq!(host.info("one").state, GuestState::Paused);
@@ -50,7 +50,7 @@ fn a_name_memory_or_device_that_is_taken_is_refused() {
     );
     for number in 0..3 {
         host.run(&format!("more{number}"), &[])
-            .expect("256 MiB are four of 64");
+            .expect("64 MiB are four of 16");
     }
     let memory = error(host.run("last", &[]));
     assert!(memory.desc.contains("--max-memory"), "{memory}");

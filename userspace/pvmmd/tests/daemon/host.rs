@@ -26,7 +26,7 @@ pub const SERIAL: &str = "serial,port=0x2f8,irq=3";
 /// A host with a daemon.
 pub trait Machine {
     /// Memory of its guests, in bytes.
-    const MEMORY: u64 = 64 << 20;
+    const MEMORY: u64 = 16 << 20;
 
     /// The daemon's control socket.
     fn socket(&self) -> PathBuf;
@@ -219,7 +219,7 @@ impl Host {
         )
         .expect("writable");
         let mut options = Options {
-            max_memory: Some(256 << 20),
+            max_memory: Some(64 << 20),
             console_log: Some(directory.path().to_owned()),
             recover_limit: Some(Duration::from_secs(1)),
             ..Options::default()

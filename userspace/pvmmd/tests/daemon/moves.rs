@@ -100,7 +100,7 @@ fn a_host_that_cannot_take_the_guest_says_why() {
     let full = Host::plain();
     for number in 0..4 {
         full.run(&format!("guest{number}"), &[])
-            .expect("256 MiB are four of 64");
+            .expect("64 MiB are four of 16");
     }
     here.run("guest0", &[]).expect("nothing against it");
     let refused = error(here.migrate("guest0", &full.url).0);

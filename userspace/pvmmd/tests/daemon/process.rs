@@ -199,7 +199,7 @@ impl Plan {
         let socket = socket.to_str().expect("a plain path");
         let log = directory.to_str().expect("a plain path");
         let mut arguments = words(&["pvmmd", "serve", "--listen", listen]);
-        arguments.extend(words(&["--max-memory", "256M", "--recover-limit", "1"]));
+        arguments.extend(words(&["--max-memory", "64M", "--recover-limit", "1"]));
         arguments.extend(words(&["--console-log", log, "--socket", socket]));
         arguments.extend_from_slice(&self.options);
         let stderr = File::options()
@@ -312,8 +312,6 @@ impl Drop for Process {
 }
 
 impl Machine for Process {
-    const MEMORY: u64 = 16 << 20;
-
     fn socket(&self) -> PathBuf {
         self.directory.path().join("control.sock")
     }
