@@ -27,6 +27,11 @@ Exit codes: 0 done; 1 failed (a guest that was to be moved still runs here, unle
 usage; 3 cancelled; 4 refused before anything happened.
 The daemon's log goes to standard error; RUST_LOG selects its detail (error, warn, info, debug, trace).";
 
+const INTERRUPT: &str = "\
+^C (SIGINT) cancels the move and waits until the guest goes on here; a second ^C does not wait. The move belongs to the \
+daemon: it goes on if this command ends in another way, e.g. because its terminal is closed; `pvmmd job-info` shows it, \
+`pvmmd migrate-cancel` cancels it.";
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -47,6 +52,7 @@ pub enum Command {
     /// Connect to a guest's console; ^] leaves it.
     Console(Console),
     /// Move a running guest to a peer.
+    #[command(after_help = INTERRUPT)]
     Migrate(Migrate),
     /// Give a move up; the guest goes on here.
     MigrateCancel(Guest),

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `pvmmd migrate` and `pvmmd job-info`: a move's progress and result.
 //!
-//! On a terminal a bar shows the progress, elsewhere a line for each round and each tenth of the way, with `--json` each event as a line. ^C cancels
-//! the move and waits for its end; a second ^C leaves at once and the move goes on.
+//! On a terminal a bar shows the progress, elsewhere a line for each round and each tenth of the way, with `--json` each
+//! event as a line.
+//!
+//! SIGINT, on a terminal ^C, cancels the move and waits for its end, as in virsh; the second leaves without waiting. A client
+//! that ends in any other way, because its terminal is closed or by SIGTERM, leaves the move to the daemon, which goes on.
 
 use super::show::json;
 use super::Failure;
@@ -15,11 +18,13 @@ use pvmm_migrate::statistics::{Breakdown, Status};
 use pvmm_migrate::{Mode, Statistics, TimeoutAction};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{channel, Sender};
 
 /// `pvmmd migrate`.
 pub fn migrate(socket: &Path, options: Migrate) -> Result<(), Failure> {
     let mut client = Client::connect(socket)?;
-    cancel_on_interrupt(socket.to_owned(), options.name.clone())?;
+    let mut progress = Progress::new(options.json);
+    let begun = cancel_on_interrupt(socket.to_owned(), options.name.clone(), progress.bar())?;
     let (name, url) = (options.name.clone(), options.url.to_string());
     let request = pvmm_control::request::Migrate {
         name: options.name,
@@ -44,9 +49,10 @@ pub fn migrate(socket: &Path, options: Migrate) -> Result<(), Failure> {
             .into(),
         ),
     };
-    let mut progress = Progress::new(options.json);
     let result = client.call_with_events(Request::Migrate(Box::new(request)), |event| {
         let Event::Migration(statistics) = event;
+        // Only the first matters, and nobody may be listening.
+        let _ = begun.send(());
         progress.show(&statistics);
     });
     progress.end();
@@ -105,30 +111,72 @@ pub fn job_info(socket: &Path, options: GuestOutput) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A second connection cancels when the user presses ^C.
-fn cancel_on_interrupt(socket: PathBuf, name: String) -> Result<(), Failure> {
+/// SIGINT cancels, on a connection of its own. The result is to be told when the move has begun: what the daemon does not
+/// know yet cannot be cancelled. A program that was started with SIGINT ignored, as a shell's background job, is left alone.
+fn cancel_on_interrupt(
+    socket: PathBuf,
+    name: String,
+    bar: Option<ProgressBar>,
+) -> Result<Sender<()>, Failure> {
+    let (begun, has_begun) = channel();
+    if is_ignored(Signal::SIGINT) {
+        return Ok(begun);
+    }
     let signals = SigSet::from_iter([Signal::SIGINT]);
     signals
         .thread_block()
         .map_err(|errno| Failure::system("cannot block signals")(errno.into()))?;
+    let (interrupt, is_interrupted) = channel();
+    let guest = name.clone();
+    let cancel_bar = bar.clone();
+    std::thread::spawn(move || {
+        // Ends with the program.
+        if is_interrupted.recv().is_ok() && has_begun.recv().is_ok() {
+            let cancelled = Client::connect(&socket)
+                .and_then(|mut client| client.call(Request::MigrateCancel(Name { name: guest })));
+            if let Err(error) = cancelled {
+                say(cancel_bar.as_ref(), &error.to_string());
+            }
+        }
+    });
     std::thread::spawn(move || {
         let mut asked = false;
         while signals.wait().is_ok() {
             if asked {
-                eprintln!("pvmmd: the move goes on; `pvmmd job-info {name}` shows how far it is");
+                let text = format!("not waiting; `pvmmd job-info {name}` shows how the move ends");
+                say(bar.as_ref(), &text);
                 std::process::exit(1);
             }
             asked = true;
-            let cancelled = Client::connect(&socket).and_then(|mut client| {
-                client.call(Request::MigrateCancel(Name { name: name.clone() }))
-            });
-            match cancelled {
-                Ok(_) => eprintln!("pvmmd: cancelling"),
-                Err(error) => eprintln!("pvmmd: {error}"),
-            }
+            let text = "cancelling the move; ^C again leaves without waiting for its end";
+            say(bar.as_ref(), text);
+            // The other thread may have nothing more to do.
+            let _ = interrupt.send(());
         }
     });
-    Ok(())
+    Ok(begun)
+}
+
+/// Tells the user something, above the bar if there is one: it would draw over it.
+fn say(bar: Option<&ProgressBar>, text: &str) {
+    match bar {
+        Some(bar) => bar.println(format!("pvmmd: {text}")),
+        None => eprintln!("pvmmd: {text}"),
+    }
+}
+
+/// If this process ignores a signal: a blocked signal that is ignored still reaches who waits for it.
+fn is_ignored(signal: Signal) -> bool {
+    let ignored = std::fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|status| {
+            let mask = status
+                .lines()
+                .find_map(|line| line.strip_prefix("SigIgn:"))?;
+            u64::from_str_radix(mask.trim(), 16).ok()
+        });
+    // Signal 1 is bit 0.
+    ignored.is_some_and(|mask| mask >> (signal as u32 - 1) & 1 == 1)
 }
 
 /// A status as QMP spells it.
@@ -162,6 +210,14 @@ impl Progress {
             bar.set_style(style);
         }
         Self::Bar(bar)
+    }
+
+    /// The bar, if there is one.
+    fn bar(&self) -> Option<ProgressBar> {
+        match self {
+            Self::Bar(bar) => Some(bar.clone()),
+            Self::Lines { .. } | Self::Json => None,
+        }
     }
 
     fn show(&mut self, statistics: &Statistics) {

@@ -179,14 +179,14 @@ impl Daemon {
 
 /// Tells a client a move's progress until the move is over.
 fn follow(current: &Move, on_event: &mut dyn FnMut(Event) -> std::io::Result<()>) -> Answer {
+    let statistics = || Box::new(current.job().statistics());
     let mut listening = true;
     loop {
-        let outcome = current.wait(PROGRESS_INTERVAL);
-        let statistics = Box::new(current.job().statistics());
-        if let Some(outcome) = outcome {
-            return outcome.map(|()| Reply::Job(statistics));
+        // At once for the first time: from here on the client can cancel it.
+        listening = listening && on_event(Event::Migration(statistics())).is_ok();
+        if let Some(outcome) = current.wait(PROGRESS_INTERVAL) {
+            return outcome.map(|()| Reply::Job(statistics()));
         }
-        listening = listening && on_event(Event::Migration(statistics)).is_ok();
     }
 }
 

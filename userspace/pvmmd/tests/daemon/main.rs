@@ -11,5 +11,6 @@ mod limits;
 mod moves;
 mod process;
 mod stall;
+mod terminal;
 mod tls;
 mod together;
