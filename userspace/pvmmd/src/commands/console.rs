@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `pvmmd console`: a terminal on a guest's console. As in virsh, ^] leaves it.
+//! `pvmmd console`: a terminal on a guest's console. As in virsh, ^] leaves it. Whatever ends it, the terminal is left as it
+//! was found.
 
 use super::Failure;
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::termios::{cfmakeraw, tcgetattr, tcsetattr, SetArg, Termios};
 use pvmm_control::request::Console;
 use pvmm_control::{Client, ClientError, Reply, Request};
@@ -10,7 +12,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// ^].
 const ESCAPE: u8 = 0x1d;
@@ -53,6 +55,10 @@ pub fn attach(socket: &Path, name: &str, backlog: bool) -> Result<(), Failure> {
         .try_clone()
         .map_err(Failure::system("cannot use the connection"))?;
     let terminal = io::stdin().is_terminal();
+    let killed = Arc::new(Mutex::new(None));
+    if terminal {
+        leave_on_signal(stream.get_ref(), &killed)?;
+    }
     let raw = if terminal {
         eprintln!("Connected to the console of {name}. ^] leaves it.");
         Some(RawTerminal::enter().map_err(Failure::system("cannot set the terminal"))?)
@@ -79,7 +85,40 @@ pub fn attach(socket: &Path, name: &str, backlog: bool) -> Result<(), Failure> {
         };
         eprintln!("\n{how} the console of {name}; `pvmmd info {name}` says what it does.");
     }
-    result.map_err(Failure::system("the console's connection broke"))
+    let killed = *killed.lock().unwrap_or_else(PoisonError::into_inner);
+    match killed {
+        Some(signal) => Err(Failure::Signal(signal)),
+        None => result.map_err(Failure::system("the console's connection broke")),
+    }
+}
+
+/// Leaves the console when this program is to be ended: by itself a signal would leave the terminal raw. To be called before
+/// the program has other threads. ^C and ^\ are the guest's and raise no signal.
+fn leave_on_signal(
+    stream: &UnixStream,
+    killed: &Arc<Mutex<Option<Signal>>>,
+) -> Result<(), Failure> {
+    let signals = SigSet::from_iter([
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+    ]);
+    signals
+        .thread_block()
+        .map_err(|errno| Failure::system("cannot block signals")(errno.into()))?;
+    let stream = stream
+        .try_clone()
+        .map_err(Failure::system("cannot use the connection"))?;
+    let killed = Arc::clone(killed);
+    std::thread::spawn(move || {
+        if let Ok(signal) = signals.wait() {
+            *killed.lock().unwrap_or_else(PoisonError::into_inner) = Some(signal);
+            // The daemon may have closed it in this moment.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    });
+    Ok(())
 }
 
 /// Copies what arrives at once, without waiting for more.

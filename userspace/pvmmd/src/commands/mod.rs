@@ -37,6 +37,9 @@ pub enum Failure {
         /// The system's reason.
         reason: std::io::Error,
     },
+    /// A signal ended a console.
+    #[error("ended by {0}")]
+    Signal(nix::sys::signal::Signal),
     /// Something of the system did not work.
     #[error("{what}: {reason}")]
     System {

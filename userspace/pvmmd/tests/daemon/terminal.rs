@@ -295,3 +295,18 @@ fn a_console_restores_the_terminal_when_the_daemon_is_killed() {
     assert!(!terminal.is_raw());
     terminal.wait_for("Disconnected from the console of one");
 }
+
+#[test]
+fn a_console_restores_the_terminal_when_it_is_killed_itself() {
+    let host = Host::plain();
+    host.run("one", &[]).expect("nothing against it");
+    for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT] {
+        let terminal = console(&host);
+        terminal.signal(signal);
+        let (ended, mut terminal) = terminal.end();
+        assert_eq!(ended.code(), Some(1), "{signal}");
+        assert!(!terminal.is_raw(), "{signal}");
+        terminal.wait_for(&format!("ended by {signal}"));
+    }
+    assert_eq!(host.info("one").state, GuestState::Running);
+}
