@@ -49,6 +49,67 @@ pub enum Request {
     Devices(Name),
 }
 
+impl Request {
+    /// Its name on the wire.
+    pub fn command(&self) -> &'static str {
+        match self {
+            Self::Version => "version",
+            Self::Capabilities => "capabilities",
+            Self::List => "list",
+            Self::Info(_) => "info",
+            Self::Run(_) => "run",
+            Self::Pause(_) => "pause",
+            Self::Resume(_) => "resume",
+            Self::Stop(_) => "stop",
+            Self::Console(_) => "console",
+            Self::Migrate(_) => "migrate",
+            Self::MigrateCancel(_) => "migrate-cancel",
+            Self::MigrateRecover(_) => "migrate-recover",
+            Self::JobInfo(_) => "job-info",
+            Self::Devices(_) => "devices",
+        }
+    }
+
+    /// The guest that it is about.
+    pub fn guest(&self) -> Option<&str> {
+        match self {
+            Self::Version | Self::Capabilities | Self::List => None,
+            Self::Info(Name { name })
+            | Self::Pause(Name { name })
+            | Self::Resume(Name { name })
+            | Self::Stop(Name { name })
+            | Self::MigrateCancel(Name { name })
+            | Self::JobInfo(Name { name })
+            | Self::Devices(Name { name }) => Some(name),
+            Self::Run(run) => Some(&run.name),
+            Self::Console(console) => Some(&console.name),
+            Self::Migrate(migrate) => Some(&migrate.name),
+            Self::MigrateRecover(recover) => Some(&recover.name),
+        }
+    }
+
+    /// Whether it does more than look.
+    pub fn changes(&self) -> bool {
+        match self {
+            Self::Version
+            | Self::Capabilities
+            | Self::List
+            | Self::Info(_)
+            | Self::JobInfo(_)
+            | Self::Devices(_) => false,
+            Self::Run(_)
+            | Self::Pause(_)
+            | Self::Resume(_)
+            | Self::Stop(_)
+            // Who has it can type.
+            | Self::Console(_)
+            | Self::Migrate(_)
+            | Self::MigrateCancel(_)
+            | Self::MigrateRecover(_) => true,
+        }
+    }
+}
+
 /// Arguments of requests that only name a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Name {
@@ -192,6 +253,12 @@ mod tests {
                 request,
             };
             assert_eq!(serde_json::to_string(&envelope).expect("plain data"), text);
+            let value: serde_json::Value = serde_json::from_str(text).expect(text);
+            assert_eq!(value["execute"], envelope.request.command());
+            assert_eq!(
+                value["arguments"]["name"].as_str(),
+                envelope.request.guest()
+            );
             assert_eq!(parse(text).expect(text), envelope);
         }
     }

@@ -134,6 +134,12 @@ pub struct Serve {
     // The kernel gives up a TCP connection after 45 s, with a message that says less.
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=40))]
     pub stall_limit: Option<u64>,
+    /// Give the control socket to this group, whose members can then do with guests what root can. Default: root alone.
+    #[arg(long, value_name = "GROUP")]
+    pub socket_group: Option<String>,
+    /// The control socket's permissions, in octal. Default: 0600, or 0660 with --socket-group.
+    #[arg(long, value_name = "MODE", value_parser = socket_mode)]
+    pub socket_mode: Option<u32>,
 }
 
 /// The commands about certificates.
@@ -282,6 +288,15 @@ fn guest_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+fn socket_mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err(format!(
+            "\"{text}\" is not a mode; give permissions in octal, such as 0660"
+        )),
+    }
+}
+
 fn irqchip(text: &str) -> Result<IrqChip, String> {
     match text {
         "apic" => Ok(IrqChip::Apic),
@@ -324,6 +339,7 @@ mod tests {
             "cert issue one",
             "cert issue one --tls-dir /ca --out /tls --address 192.0.2.1 --address 2001:db8::1 --dns one.example",
             "cert show --tls-dir /tls",
+            "serve --socket-group pvmm --socket-mode 0660 --stall-limit 10",
             "run --name a --kernel k --memory 128M",
             "run --name a --kernel k --initrd i --cmdline quiet --memory 1G --irqchip pic --device serial,port=0x2f8,irq=3,backend=physical --console",
             "list",
@@ -382,6 +398,9 @@ mod tests {
             ),
             ("cert issue", &["<HOST>"]),
             ("cert issue a --address b", &["--address"]),
+            ("serve --socket-mode 9", &["--socket-mode", "\"9\"", "0660"]),
+            ("serve --socket-mode 7777", &["--socket-mode", "octal"]),
+            ("serve --stall-limit 0", &["--stall-limit", "1..=40"]),
             ("serve --grant nic", &["--grant", "nic", "serial"]),
             ("migrate a host", &["tcp:HOST:PORT"]),
             (

@@ -3,7 +3,8 @@
 
 use super::Failure;
 use crate::cli::Serve;
-use crate::daemon::server::{prepare_console_log, serve_moves, ControlSocket};
+use crate::daemon::control::{Access, ControlSocket};
+use crate::daemon::server::{prepare_console_log, serve_moves};
 use crate::daemon::{Daemon, Options, SourceHook};
 use nix::sys::signal::{SigSet, Signal};
 use pvmm_migrate::options::PhaseHook;
@@ -57,7 +58,11 @@ pub fn serve(socket: &Path, options: Serve, base: Base) -> Result<(), Failure> {
         .thread_block()
         .map_err(|errno| Failure::system("cannot block signals")(errno.into()))?;
     prepare_console_log(options.console_log.as_deref())?;
-    let control = ControlSocket::bind(socket)?;
+    let access = Access {
+        group: options.socket_group,
+        mode: options.socket_mode,
+    };
+    let control = ControlSocket::bind(socket, &access)?;
     let Base {
         hypervisor, ports, ..
     } = base;

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The daemon: its guests by name, and what it takes from peers.
 //!
-//! [`server`] listens, [`requests`] answers one request, [`guest`] is one guest from birth to end, [`source`] and
+//! [`control`] listens for clients and [`server`] for peers, [`requests`] answers one request, [`guest`] is one guest from birth to end, [`source`] and
 //! [`target`] are the two ends of a move.
 //!
 //! Lock order: the registry ([`Daemon::guests`]), then one guest's own locks. Neither is held while a guest is waited
 //! for.
 
 pub mod console;
+pub mod control;
 pub mod guest;
 pub mod moves;
 pub mod requests;

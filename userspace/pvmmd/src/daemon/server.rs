@@ -1,16 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Listens: for clients on the control socket, for peers at the addresses of `--listen`.
+//! Listens for peers at the addresses of `--listen`. Clients are served in [`super::control`].
 
 use super::target::Host;
-use super::{console, lock, spawn, Daemon};
-use pvmm_control::{line, ControlError, Envelope, ErrorClass, Message, Reply, Request};
+use super::{lock, spawn, Daemon};
+use pvmm_control::ControlError;
 use pvmm_migrate::target::{self, Served};
 use pvmm_migrate::transport::Arrival;
 use pvmm_migrate::{Job, Listener, TargetOptions, Url};
 use std::fs;
-use std::io::{self, BufReader, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
@@ -30,7 +28,7 @@ pub enum ServeError {
     )]
     Running(PathBuf),
     /// The socket cannot be made.
-    #[error("cannot listen at {path}: {reason}; run pvmmd as root, or choose another socket with --socket")]
+    #[error("cannot listen at {path}: {reason}{}", advice(.reason))]
     Socket {
         /// Where.
         path: PathBuf,
@@ -56,135 +54,6 @@ pub enum ServeError {
     /// A thread cannot be started.
     #[error(transparent)]
     Thread(#[from] ControlError),
-}
-
-/// The control socket. Removed when dropped.
-pub struct ControlSocket {
-    path: PathBuf,
-    listener: UnixListener,
-}
-
-impl ControlSocket {
-    /// Takes the socket at `path`; whoever has it is the one daemon there. The socket of a daemon that is gone is
-    /// replaced. Clients that connect wait until [`Self::serve`].
-    pub fn bind(path: &Path) -> Result<Self, ServeError> {
-        let failed = |reason| ServeError::Socket {
-            path: path.to_owned(),
-            reason,
-        };
-        if let Some(directory) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(directory)
-                .map_err(failed)?;
-        }
-        let listener = match UnixListener::bind(path) {
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                if UnixStream::connect(path).is_ok() {
-                    return Err(ServeError::Running(path.to_owned()));
-                }
-                fs::remove_file(path).map_err(failed)?;
-                UnixListener::bind(path).map_err(failed)?
-            }
-            other => other.map_err(failed)?,
-        };
-        fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(failed)?;
-        Ok(Self {
-            path: path.to_owned(),
-            listener,
-        })
-    }
-
-    /// Serves clients, in threads.
-    pub fn serve(&self, daemon: &Arc<Daemon>) -> Result<(), ServeError> {
-        let listener = self
-            .listener
-            .try_clone()
-            .map_err(|reason| ServeError::Socket {
-                path: self.path.clone(),
-                reason,
-            })?;
-        let daemon = Arc::clone(daemon);
-        spawn("control".into(), move || loop {
-            match listener.accept() {
-                Ok((stream, _)) => {
-                    let daemon = Arc::clone(&daemon);
-                    let serve = move || serve_client(&daemon, &stream);
-                    if let Err(error) = spawn("client".into(), serve) {
-                        tracing::warn!(%error, "a client is turned away");
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "a client cannot be accepted");
-                    std::thread::sleep(ACCEPT_PAUSE);
-                }
-            }
-        })?;
-        Ok(())
-    }
-}
-
-impl Drop for ControlSocket {
-    fn drop(&mut self) {
-        // It may have been removed by hand.
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-/// Serves one client until it goes.
-fn serve_client(daemon: &Arc<Daemon>, stream: &UnixStream) {
-    let mut reader = BufReader::new(stream);
-    let mut writer = stream;
-    loop {
-        let envelope: Envelope = match line::read(&mut reader) {
-            Ok(Some(envelope)) => envelope,
-            Ok(None) => return,
-            Err(error) => {
-                let error = ControlError::invalid(format!("the request cannot be read: {error}"));
-                // The client may be gone, and the stream is out of step.
-                let _ = line::write(&mut writer, &Message::Error(error));
-                return;
-            }
-        };
-        if let Request::Console(request) = &envelope.request {
-            if envelope.version == pvmm_control::VERSION {
-                if let Ok(guest) = daemon.guest(&request.name) {
-                    if line::write(&mut writer, &Message::Return(Reply::Done)).is_ok() {
-                        console::attach(&guest, reader, stream, request.backlog);
-                    }
-                    return;
-                }
-            }
-        }
-        let message = match respond(daemon, envelope, writer) {
-            Ok(reply) => Message::Return(reply),
-            Err(error) => Message::Error(error),
-        };
-        if line::write(&mut writer, &message).is_err() {
-            return;
-        }
-    }
-}
-
-fn respond(
-    daemon: &Daemon,
-    envelope: Envelope,
-    mut writer: &UnixStream,
-) -> Result<Reply, ControlError> {
-    if envelope.version != pvmm_control::VERSION {
-        return Err(ControlError::new(
-            ErrorClass::Version,
-            format!(
-                "this daemon speaks version {} of the control interface, the client {}; use the pvmmd of the daemon's version",
-                pvmm_control::VERSION,
-                envelope.version
-            ),
-        ));
-    }
-    daemon.answer(envelope.request, &mut |event| {
-        line::write(&mut writer, &Message::Event(event))
-    })
 }
 
 /// Takes guests from peers at `url`, in threads. Returns the address, with the port that was really taken.
@@ -234,6 +103,18 @@ pub fn serve_moves(
         }
     })?;
     Ok(address)
+}
+
+/// What to do about a control socket that cannot be made, as the end of a sentence.
+fn advice(reason: &io::Error) -> &'static str {
+    match reason.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "; run pvmmd as root, or choose another socket with --socket"
+        }
+        // It says so itself.
+        io::ErrorKind::NotFound => "",
+        _ => "; choose another socket with --socket",
+    }
 }
 
 /// Counts connections.

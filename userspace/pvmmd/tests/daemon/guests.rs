@@ -4,7 +4,7 @@
 use crate::host::{error, name, Host, Machine, SERIAL};
 use pvmm_control::{ErrorClass, GuestState, Request};
 use pvmm_vmm::vcpu::End;
-use pvmmd::daemon::server::ControlSocket;
+use pvmmd::daemon::control::{Access, ControlSocket};
 use std::io::{Read, Write};
 
 #[test]
@@ -108,15 +108,15 @@ fn the_socket_of_a_daemon_that_is_gone_is_replaced_and_a_living_one_is_not() {
     std::fs::create_dir(directory.path().join("sub")).expect("a directory");
     // A listener that is dropped leaves its file.
     drop(std::os::unix::net::UnixListener::bind(&path).expect("a new socket"));
-    let control = ControlSocket::bind(&path).expect("the old socket is dead");
-    let error = ControlSocket::bind(&path)
+    let control = ControlSocket::bind(&path, &Access::default()).expect("the old socket is dead");
+    let error = ControlSocket::bind(&path, &Access::default())
         .map(drop)
         .expect_err("somebody has it");
     assert!(error.to_string().contains("already running"), "{error}");
     let mode = std::os::unix::fs::PermissionsExt::mode(
         &std::fs::metadata(&path).expect("it exists").permissions(),
     );
-    assert_eq!(mode & 0o777, 0o660);
+    assert_eq!(mode & 0o777, 0o600);
     drop(control);
     assert!(!path.exists(), "a daemon that ends removes its socket");
 }

@@ -11,7 +11,8 @@ use pvmm_vmm::boot::bzimage::made_up_image;
 use pvmm_vmm::fake::FakeHypervisor;
 use pvmm_vmm::host_serial::HostSerialPorts;
 use pvmm_vmm::IrqChip;
-use pvmmd::daemon::server::{serve_moves, ControlSocket};
+use pvmmd::daemon::control::{Access, ControlSocket};
+use pvmmd::daemon::server::serve_moves;
 use pvmmd::daemon::{Daemon, Options};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -231,8 +232,8 @@ impl Host {
             options,
         );
         let url = serve_moves(&daemon, url, Arc::new(target_options)).expect("a free port");
-        let control =
-            ControlSocket::bind(&directory.path().join("control.sock")).expect("a new socket");
+        let control = directory.path().join("control.sock");
+        let control = ControlSocket::bind(&control, &Access::default()).expect("a new socket");
         control.serve(&daemon).expect("a thread can be started");
         Self {
             directory,

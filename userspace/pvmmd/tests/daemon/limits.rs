@@ -101,11 +101,7 @@ fn a_move_whose_thread_cannot_be_started_leaves_the_guest_free() {
     let gate = Gate::new();
     let there = Process::start(&gate, &[], &[]);
     // Root may have any number of threads.
-    let here = Process::start(
-        &gate,
-        &[],
-        &["setpriv", "--reuid", &OTHER.to_string(), "--clear-groups"],
-    );
+    let here = Process::start_as(OTHER, &gate);
     here.run("one", &[]).expect("nothing against it");
     // Its own thread must be there already.
     let mut client = here.client();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Daemons on a fake hypervisor, with real control sockets and real connections between them.
 
+mod access;
 mod cable;
 mod cancel;
 mod crash;

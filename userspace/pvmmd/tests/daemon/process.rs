@@ -177,15 +177,24 @@ pub struct Process {
 }
 
 /// Some daemons run as another user than the test.
-fn open_to_all(path: &Path) {
+pub fn open_to_all(path: &Path) {
     let all = std::fs::Permissions::from_mode(0o777);
     std::fs::set_permissions(path, all).expect("it is ours");
+}
+
+/// A copy of a program that any user can run, wherever the original is.
+pub fn copy_for_all(program: &Path, directory: &Path) -> PathBuf {
+    let copy = directory.join(program.file_name().expect("a program is a file"));
+    std::fs::copy(program, &copy).expect("the directory is writable");
+    open_to_all(&copy);
+    copy
 }
 
 /// How a daemon is started.
 struct Plan {
     options: Vec<String>,
     through: Vec<String>,
+    program: PathBuf,
     gate: PathBuf,
 }
 
@@ -207,13 +216,12 @@ impl Plan {
             .append(true)
             .open(directory.join("stderr"))
             .expect("writable");
-        let program = std::env::current_exe().expect("this program runs");
         // As `pvmmd serve` does itself before its first thread; here there are some already.
         let mut command = Command::new("env");
         command
             .args(["--block-signal=TERM", "--block-signal=INT"])
             .args(&self.through)
-            .arg(program);
+            .arg(&self.program);
         command
             .args(["--exact", ENTRY, "--nocapture"])
             .env(ARGUMENTS, arguments.join("\n"))
@@ -229,6 +237,23 @@ impl Plan {
 impl Process {
     /// A daemon with these options beside the usual ones. `through` is a program that starts it, with its arguments.
     pub fn start(gate: &Arc<Gate>, options: &[&str], through: &[&str]) -> Self {
+        let program = std::env::current_exe().expect("this program runs");
+        Self::start_program(&program, gate, options, through)
+    }
+
+    /// A daemon that another user runs.
+    pub fn start_as(uid: u32, gate: &Arc<Gate>) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory can be made");
+        open_to_all(directory.path());
+        let program = std::env::current_exe().expect("this program runs");
+        let program = copy_for_all(&program, directory.path());
+        let uid = uid.to_string();
+        let through = ["setpriv", "--reuid", &uid, "--clear-groups"];
+        // The program may go once it runs.
+        Self::start_program(&program, gate, &[], &through)
+    }
+
+    fn start_program(program: &Path, gate: &Arc<Gate>, options: &[&str], through: &[&str]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let image = made_up_image(b"code", 1 << 20);
         std::fs::write(directory.path().join("vmlinuz"), image).expect("writable");
@@ -236,6 +261,7 @@ impl Process {
         let plan = Plan {
             options: words(options),
             through: words(through),
+            program: program.to_owned(),
             gate: gate.path.clone(),
         };
         let child = plan.spawn(directory.path(), "tcp:127.0.0.1:0");
