@@ -162,12 +162,16 @@ pub fn recover(guest: &Arc<Guest>, decision: Decision, daemon: &Daemon) -> Outco
         .capabilities()
         .map_err(ControlError::failed)?;
     let mut leaving = Leaving::new(vm, &capabilities)?;
-    let in_doubt = *guest.take_doubt().ok_or_else(not_in_doubt)?;
+    let Some(in_doubt) = guest.take_doubt() else {
+        // Somebody may be finding out already, or the move may go on.
+        guest.check_free()?;
+        return Err(not_in_doubt());
+    };
     let (target, job) = (&this.target, &this.job);
     let recovered = match decision {
-        Decision::Ask => source::recover(&mut leaving, in_doubt, target, &defaults(daemon), job),
-        Decision::ResumeHere => source::resume_here(&mut leaving, in_doubt, target, job),
-        Decision::Discard => Ok(source::discard(&mut leaving, in_doubt, job)),
+        Decision::Ask => source::recover(&mut leaving, *in_doubt, target, &defaults(daemon), job),
+        Decision::ResumeHere => source::resume_here(&mut leaving, *in_doubt, target, job),
+        Decision::Discard => Ok(source::discard(&mut leaving, *in_doubt, job)),
     };
     let notes = match recovered {
         Ok(Recovered::AtTarget { notes }) => {

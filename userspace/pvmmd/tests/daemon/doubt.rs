@@ -9,10 +9,18 @@ use pvmm_migrate::phase::TargetPhase;
 use pvmm_migrate::TargetOptions;
 use pvmm_vmm::vcpu::End;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long the peer is asked.
+const SHORT: Duration = Duration::from_secs(1);
+/// As long as it takes somebody else to come, too.
+const LONG: Duration = Duration::from_secs(5);
 
 /// Two hosts whose cable is cut when the target enters `phase`, after a move that ended so.
-fn cut_at(phase: TargetPhase) -> (Host, Host, Arc<Cable>, Result<Reply, ClientError>) {
+fn cut_at(
+    phase: TargetPhase,
+    recover_limit: Duration,
+) -> (Host, Host, Arc<Cable>, Result<Reply, ClientError>) {
     let cable = Cable::new();
     let hook = {
         let cable = Arc::clone(&cable);
@@ -23,7 +31,9 @@ fn cut_at(phase: TargetPhase) -> (Host, Host, Arc<Cable>, Result<Reply, ClientEr
             Ok(())
         }
     };
-    let here = Host::new(&[], TargetOptions::default());
+    let here = Host::with_options(TargetOptions::default(), |options| {
+        options.recover_limit = Some(recover_limit);
+    });
     let there = Host::new(
         &[],
         TargetOptions {
@@ -46,7 +56,7 @@ fn recover(host: &Host, decision: Decision) -> Result<Reply, ClientError> {
 
 #[test]
 fn a_guest_whose_commit_is_not_answered_stays_paused_until_somebody_decides() {
-    let (here, there, cable, result) = cut_at(TargetPhase::Start);
+    let (here, there, cable, result) = cut_at(TargetPhase::Start, SHORT);
     let doubt = error(result);
     assert_eq!(doubt.class, ErrorClass::Failed);
     assert!(
@@ -70,7 +80,7 @@ fn a_guest_whose_commit_is_not_answered_stays_paused_until_somebody_decides() {
 
 #[test]
 fn a_peer_that_can_be_asked_again_resolves_the_doubt() {
-    let (here, there, cable, result) = cut_at(TargetPhase::Start);
+    let (here, there, cable, result) = cut_at(TargetPhase::Start, SHORT);
     error(result);
     there.wait_state("one", GuestState::Running);
     cable.plug(&there.url);
@@ -86,7 +96,7 @@ fn a_peer_that_can_be_asked_again_resolves_the_doubt() {
 
 #[test]
 fn an_operator_who_looks_at_the_peer_decides_right_whenever_the_link_broke() {
-    let (here, there, _cable, result) = cut_at(TargetPhase::Commit);
+    let (here, there, _cable, result) = cut_at(TargetPhase::Commit, SHORT);
     error(result);
     // Whether the commit got through before the cut is a race, and all three ends of it are right.
     let limit = Instant::now() + LIMIT;
@@ -112,6 +122,29 @@ fn an_operator_who_looks_at_the_peer_decides_right_whenever_the_link_broke() {
     let last = console.beats().last().copied().unwrap_or(0);
     console.wait_for(&format!("beat {}\n", last + 20));
     console.beats();
+}
+
+#[test]
+fn who_comes_second_to_resolve_a_doubt_is_told_that_somebody_is_at_it() {
+    let (here, there, cable, result) = cut_at(TargetPhase::Start, LONG);
+    error(result);
+    there.wait_state("one", GuestState::Running);
+    cable.plug(&there.url);
+    cable.stall();
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| recover(&here, Decision::Ask));
+        let limit = Instant::now() + LIMIT;
+        let being_found_out = |text: &str| text.contains("being found out");
+        while !being_found_out(&error(here.call(Request::Resume(name("one")))).desc) {
+            assert!(Instant::now() < limit && !first.is_finished());
+            std::thread::yield_now();
+        }
+        let second = error(recover(&here, Decision::ResumeHere));
+        assert!(being_found_out(&second.desc), "{second}");
+        cable.flow();
+        first.join().expect("no panic").expect("the peer answers");
+    });
+    assert_eq!((here.running(), there.running()), (0, 1));
 }
 
 #[test]
