@@ -25,7 +25,7 @@ pub enum Reason {
         have: u32,
     },
     /// A guest of that name is already here.
-    #[error("a guest named \"{0}\" is already on this host; stop or rename one of them")]
+    #[error("a guest named \"{0}\" is already on this host; stop or rename one of them, or, if it is what a broken move left, wait until this host gives that up")]
     Name(String),
     /// Too little memory.
     #[error("the guest has {need} bytes of memory, this host can give {have}; free memory or raise --max-memory")]
