@@ -63,12 +63,18 @@ impl<H: Host> Monitor<H> {
         }
         let capability =
             read_capability::<H>().map_err(|Missing(name)| LoadError::Missing(name))?;
-        Ok(Self {
+        Ok(Self::of(capability, host_xcr0::<H>()))
+    }
+
+    /// The monitor of a host whose VT-x is known already. Where it isn't what the CPU has, only what opens no window works:
+    /// enough to try requests on a simulated host.
+    pub const fn of(capability: VmxCapability, host_xcr0: u64) -> Self {
+        Self {
             capability,
-            host_xcr0: host_xcr0::<H>(),
+            host_xcr0,
             next_vcpu: AtomicU32::new(0),
             host: PhantomData,
-        })
+        }
     }
 
     /// A number for a vCPU's VPID, below 2^16 - 1.
