@@ -3,7 +3,7 @@
 //! Nothing here is on the path of a guest access; this is the bench that the whole path is tested on.
 //! In the order in which things come to be:
 //!
-//! 1. [`cache`]: the folder of expensive things; [`apt`], [`tree`]: a Debian 13 tree in it
+//! 1. [`cache`]: the folder of expensive things; [`apt`], [`package`], [`tree`]: a Debian 13 tree in it
 //! 2. [`debkernel`], [`kernel`]: Debian's kernel, ready to compile Rust modules for; [`module`]:
 //!    `pvmm.ko`
 //! 3. [`cpio`], [`bootdisk`], [`image`]: what a host boots
@@ -27,6 +27,7 @@ mod lab;
 pub mod machine;
 pub mod module;
 pub mod net;
+pub mod package;
 pub mod process;
 pub mod progress;
 pub mod sandbox;

@@ -12,8 +12,9 @@ use std::process::Command;
 use crate::apt::{self, Archive};
 use crate::cache::{self, Cache, CacheLock};
 use crate::debkernel::KernelPackages;
-use crate::error::{file, LabError, Result};
-use crate::process::{is_installed, output_of, run_logged};
+use crate::error::{file, Result};
+use crate::package::{self, no_network};
+use crate::process::{output_of, run_logged};
 use crate::progress::Step;
 
 /// The Debian release of the tree.
@@ -122,7 +123,7 @@ impl Tree {
         let hash = cache::hash(recipe.iter().map(|s| s.as_bytes()));
         let root = cache.entry("tree", &hash);
         if !root.exists() {
-            ensure_mmdebstrap(cache)?;
+            package::ensure(cache, "mmdebstrap", "mmdebstrap")?;
             cache.make(lock, "tree", &hash, |root| {
                 let tree = Tree {
                     root: root.to_owned(),
@@ -308,83 +309,9 @@ fn proxies() -> Vec<String> {
         .collect()
 }
 
-/// Debian's `mmdebstrap`; on a root's machine it is installed, elsewhere asked for.
-fn ensure_mmdebstrap(cache: &Cache) -> Result<()> {
-    if is_installed("mmdebstrap") {
-        return Ok(());
-    }
-    if !is_installed("apt-get") {
-        return Err(LabError::MissingTool {
-            program: "mmdebstrap",
-            package: "mmdebstrap",
-        });
-    }
-    let step = Step::begin("mmdebstrap, by apt", "10 s");
-    let log = cache.root().join("tree.log");
-    for arguments in [
-        &["-q", "update"][..],
-        &[
-            "-q",
-            "-y",
-            "--no-install-recommends",
-            "install",
-            "mmdebstrap",
-        ],
-    ] {
-        run_logged(
-            Command::new("apt-get")
-                .env("DEBIAN_FRONTEND", "noninteractive")
-                .args(arguments),
-            "apt-get on this machine",
-            &log,
-        )
-        .map_err(no_network)?;
-    }
-    step.done();
-    Ok(())
-}
-
-/// Tells a network that isn't there from other failures of apt.
-fn no_network(error: LabError) -> LabError {
-    const SIGNS: [&str; 6] = [
-        "Could not resolve",
-        "Temporary failure resolving",
-        "Could not connect",
-        "Connection timed out",
-        "Network is unreachable",
-        "Unable to connect",
-    ];
-    if let LabError::Command { tail, .. } = &error {
-        let sign = tail
-            .lines()
-            .find(|line| SIGNS.iter().any(|sign| line.contains(sign)));
-        if let Some(line) = sign {
-            return LabError::NoNetwork(line.trim().to_owned());
-        }
-    }
-    error
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn failed(tail: &str) -> LabError {
-        LabError::Command {
-            what: "apt-get update".to_owned(),
-            status: "exit status: 100".to_owned(),
-            tail: tail.to_owned(),
-            log: PathBuf::from("tree.log"),
-        }
-    }
-
-    #[test]
-    fn an_archive_out_of_reach_is_told_from_other_failures_of_apt() {
-        let offline = failed("Err:1 x\n  Temporary failure resolving 'deb.example'\nE: failed");
-        assert!(matches!(no_network(offline), LabError::NoNetwork(_)));
-        let broken = failed("E: Unable to locate package bochs");
-        assert!(matches!(no_network(broken), LabError::Command { .. }));
-    }
 
     #[test]
     fn every_suite_of_every_archive_is_listed() {
