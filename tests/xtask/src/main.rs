@@ -11,6 +11,7 @@ mod demo;
 mod dependencies;
 mod error;
 mod fetch;
+mod fuzz;
 mod lab;
 mod module;
 mod paths;
@@ -38,6 +39,8 @@ enum Command {
     Test(test::Arguments),
     /// Measure what guests and moves cost, on emulated machines that count instructions
     Bench(bench::Arguments),
+    /// Give every decoder of foreign bytes made-up ones, for a minute each (`test` does so briefly)
+    Fuzz(fuzz::Arguments),
     /// Build pvmm.ko
     Module(module::Arguments),
     /// Boot emulated machines by hand
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Module(arguments) => module::run(&arguments),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::Fetch => fetch::fetch(),

@@ -28,6 +28,11 @@ pub fn lab() -> PathBuf {
     target().join("lab")
 }
 
+/// The fuzzer's part of the output folder.
+pub fn fuzz() -> PathBuf {
+    target().join("fuzz")
+}
+
 /// A cargo command in the checkout.
 pub fn cargo(arguments: &[&str]) -> Command {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));

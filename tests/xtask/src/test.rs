@@ -11,6 +11,7 @@ use pvmm_lab::{sandbox, PREPARED};
 use crate::checks::Checks;
 use crate::dependencies;
 use crate::error::{file, start, Error, Result};
+use crate::fuzz;
 use crate::paths;
 use crate::port_size;
 use crate::prepare::{packages, Base};
@@ -81,6 +82,7 @@ fn source(checks: &mut Checks) {
             "--format=pretty",
         ]),
     );
+    fuzz::check(checks);
 }
 
 /// The module, and the end-to-end tests.
