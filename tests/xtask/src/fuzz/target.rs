@@ -19,8 +19,8 @@ const INSTRUMENTATION: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-cov
 
 /// Longest input, in bytes: a whole move fits, with a page or two of memory.
 const MAX_LEN: &str = "-max_len=16384";
-/// A run that takes longer, in seconds, is a finding.
-const TIMEOUT: &str = "-timeout=25";
+/// A run that takes longer, in seconds, is a finding. A run takes milliseconds, but the machine may have other work.
+const TIMEOUT: &str = "-timeout=100";
 /// Longest input that was found and is kept in the checkout, in bytes. What takes more is there from the beginning.
 const KEPT_BYTES: u64 = 512;
 /// Runs in `cargo xtask test` of a target that says nothing else.
