@@ -46,12 +46,15 @@ fn issue(options: CertIssue) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Shows what is there, and fails with what stands against its use.
+/// Shows what can be read, and fails with what stands against its use.
 fn show(options: &CertShow) -> Result<(), Failure> {
     let tls = Tls::new(&options.tls_dir);
-    for (path, certificate) in tls.certificates().map_err(CertError::from)? {
-        println!("{}", path.display());
-        print(&certificate);
+    for (path, certificate) in tls.certificates() {
+        // What cannot be read stands against its use, below.
+        if let Ok(certificate) = certificate {
+            println!("{}", path.display());
+            print(&certificate);
+        }
     }
     tls.check_server().map_err(CertError::from)?;
     tls.check_client().map_err(CertError::from)?;
