@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest time that one read or write of a [`Link`] blocks, so that a cancel or a deadline is seen in time.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -321,11 +321,12 @@ impl Arrival {
             (Stream::Unix(stream), _) => Box::new(stream),
             (Stream::Tcp(stream), None) => Box::new(stream),
             (Stream::Tcp(stream), Some(tls)) => {
-                let config = tls::server(tls)?;
+                let (begin, config) = (Instant::now(), tls::server(tls)?);
                 if tls::speaks_plain(&stream, limit)? {
                     return Ok(Admitted::Plain(Box::new(stream)));
                 }
-                Box::new(tls::accept(stream, config, limit)?)
+                let rest = limit.saturating_sub(begin.elapsed());
+                Box::new(tls::accept(stream, config, rest)?)
             }
         }))
     }

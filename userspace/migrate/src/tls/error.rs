@@ -143,7 +143,11 @@ impl From<CertificateError> for TlsError {
                 dialled: expected.to_str().into_owned(),
                 names: match presented.is_empty() {
                     true => "nobody".into(),
-                    false => presented.join(", "),
+                    false => presented
+                        .iter()
+                        .map(|name| bare(name))
+                        .collect::<Vec<_>>()
+                        .join(", "),
                 },
             },
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
@@ -162,6 +166,14 @@ impl From<CertificateError> for TlsError {
             error => Self::PeerCertificate(error.to_string()),
         }
     }
+}
+
+/// A name as it would be dialled: the verifier writes `DnsName("host")`.
+fn bare(presented: &str) -> &str {
+    let inner = presented
+        .split_once('(')
+        .and_then(|(_, rest)| rest.strip_suffix(')'));
+    inner.map_or(presented, |name| name.trim_matches('"'))
 }
 
 /// What the peer means by an alert (RFC 8446, section 6.2), and what to do there.

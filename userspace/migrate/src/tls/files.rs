@@ -12,6 +12,7 @@ use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, RootCertStore};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -92,6 +93,7 @@ impl Files {
         )?;
 
         let key_path = directory.join(role.key());
+        warn_of_readers(&key_path);
         let key: PrivateKeyDer<'static> = PrivateKeyDer::from_pem_slice(&read(&key_path)?)
             .map_err(|reason| not_pem(&key_path, "private key", reason))?;
         let signer = provider
@@ -165,6 +167,13 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
         path: path.to_owned(),
         reason,
     })
+}
+
+/// A key that everybody on this host can read protects nothing from them.
+fn warn_of_readers(key: &Path) {
+    if fs::metadata(key).is_ok_and(|metadata| metadata.permissions().mode() & 0o007 != 0) {
+        tracing::warn!(path = %key.display(), "every user of this host can read this key; chmod 600 it");
+    }
 }
 
 fn parse(path: &Path, der: &[u8]) -> Result<Certificate, TlsError> {

@@ -123,7 +123,7 @@ fn security(tls_dir: Option<PathBuf>, allowed: Vec<String>, insecure: bool) -> S
     let tls = Tls { directory, allowed };
     if let Err(error) = tls.check_client() {
         // Not everybody sends guests over a network, and the files may be made later.
-        tracing::warn!(%error, "no guest can be moved over TLS from here yet");
+        tracing::info!(%error, "no guest can be moved over TLS from here yet");
     }
     match explicit {
         true => Security::Everywhere(tls),

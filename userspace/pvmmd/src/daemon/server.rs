@@ -5,6 +5,7 @@ use super::target::Host;
 use super::{lock, spawn, Daemon};
 use pvmm_control::ControlError;
 use pvmm_migrate::target::{self, Served};
+use pvmm_migrate::tls::TlsError;
 use pvmm_migrate::transport::Arrival;
 use pvmm_migrate::{Job, Listener, TargetOptions, Url};
 use std::fs;
@@ -43,6 +44,14 @@ pub enum ServeError {
         /// The system's reason.
         reason: io::Error,
     },
+    /// Peers need certificates there, and this host's are of no use.
+    #[error("cannot listen for guests at {url}: {reason}")]
+    Certificates {
+        /// Which.
+        url: Url,
+        /// The file that stands against it, and what to do.
+        reason: TlsError,
+    },
     /// The console logs' directory cannot be used.
     #[error("cannot use {path} for console logs: {reason}")]
     ConsoleLog {
@@ -62,9 +71,12 @@ pub fn serve_moves(
     url: &Url,
     options: Arc<TargetOptions>,
 ) -> Result<Url, ServeError> {
-    let failed = |reason| ServeError::Listen {
-        url: url.clone(),
-        reason,
+    let failed = |reason: io::Error| {
+        let url = url.clone();
+        match reason.downcast() {
+            Ok(reason) => ServeError::Certificates { url, reason },
+            Err(reason) => ServeError::Listen { url, reason },
+        }
     };
     let listener = Listener::bind(url, &daemon.options().security).map_err(failed)?;
     let address = listener.url().map_err(failed)?;
