@@ -47,6 +47,22 @@ impl GuestClock {
         }
     }
 
+    /// The same line, told from `now` on if the TSC has passed 2^64 since the point that it was told from. For times
+    /// after `now` [`Self::ns_at_or_after`] is then right, though up to one tick late; otherwise it would take a value
+    /// that is still to come for one from before.
+    #[must_use]
+    pub const fn told_at(self, now: u64) -> Self {
+        let tsc = self.tsc_at(now);
+        if now < self.vm_ns || tsc >= self.tsc {
+            return self;
+        }
+        Self {
+            vm_ns: now,
+            tsc,
+            ..self
+        }
+    }
+
     /// The guest's TSC rate in kHz.
     pub const fn tsc_khz(&self) -> u32 {
         // Made from 32 bits.
@@ -156,5 +172,14 @@ mod tests {
             prop_assert!(clock.tsc_at(at) >= target);
             prop_assert!(clock.tsc_at(at - 1) < target);
         }
+    }
+
+    #[test]
+    fn a_tsc_that_wraps_is_not_taken_for_the_past() {
+        let line = clock(1000, u64::MAX - 9, 1_000_000);
+        // Ten ticks of 1 ns later the TSC is 0.
+        assert_eq!(line.tsc_at(1010), 0);
+        assert_eq!(line.told_at(1005), line);
+        assert_eq!(line.told_at(1010).ns_at_or_after(5), Some(1015));
     }
 }

@@ -146,12 +146,13 @@ impl Chipset {
     /// When to call [`Self::advance`] next, in VM nanoseconds; a value not above `now` means at once. `None` if no timer
     /// will raise an interrupt. The answer holds until the next call of anything else.
     pub fn next_deadline(&mut self, now: u64) -> Option<u64> {
+        let clock = self.clock.told_at(now);
         let local = self
             .apics
             .as_ref()
-            .and_then(|apics| apics.local.next_deadline(&self.clock));
-        // Edges that nobody would see are counted when somebody looks.
-        let timer = if self.hears_timer() {
+            .and_then(|apics| apics.local.next_deadline(&clock));
+        // Edges that nobody would see are counted when somebody looks; so are those that come while one waits.
+        let timer = if self.hears_timer() && !self.has_tick_waiting() {
             self.i8254.next_edge(now)
         } else {
             None

@@ -116,6 +116,8 @@ impl<H: Host> Vcpu<H> {
                     deadline.saturating_sub(now).min(MAX_HALT_NS)
                 });
             if wait == 0 {
+                // A timer that is always due must not keep a signal out.
+                H::do_work()?;
                 continue;
             }
             let control = around.control;
