@@ -101,15 +101,12 @@ pub(super) fn descriptors(random: &Random) -> Snippet {
                 let bytes = random.pick(&returns);
                 code.raw(bytes);
             }
-            // LGDT or LIDT of random bytes, and back: SGDT [rbx], LGDT [rbx + 40h], a segment, LGDT [rbx].
+            // LGDT or LIDT of random bytes, and back: SGDT [rbx], LGDT [rbx + 40h], LGDT [rbx].
             7 => {
                 let (save, load) = random.pick(&[(0x03, 0x10), (0x0b, 0x18)]);
                 code.load(3, DESCRIPTORS);
                 code.raw(&[0x0f, 0x01, save]);
                 code.raw(&[0x0f, 0x01, load | 0x43, 0x40]);
-                if load == 0x10 {
-                    code.raw(&[0x0f, 0x02, 0xc8]);
-                }
                 code.raw(&[0x0f, 0x01, load | 0x03]);
             }
             // SLDT, STR, SGDT, SIDT.

@@ -146,7 +146,11 @@ pub(super) fn memory(random: &Random) -> Snippet {
         } else {
             (DATA + random.below(ROOM - 0x100), device_address(random))
         };
-        snippet.code.load(6, from).load(7, to).load(1, random.below(6));
+        snippet
+            .code
+            .load(6, from)
+            .load(7, to)
+            .load(1, random.below(6));
         if random.one_in(2) {
             snippet.code.raw(&[0xf3]);
         }
@@ -205,7 +209,10 @@ mod tests {
         assert!(seen.contains(&0x20) && seen.contains(&0x600));
         for first in seen {
             for ended_by in [0x604, 0x605, 0x64, 0x92, 0xcf9] {
-                assert!(!(first..first.saturating_add(4)).contains(&ended_by), "{first:#x}");
+                assert!(
+                    !(first..first.saturating_add(4)).contains(&ended_by),
+                    "{first:#x}"
+                );
             }
         }
     }

@@ -6,11 +6,64 @@ use crate::snippet::{Mode, Privilege, Snippet};
 
 /// MSRs that something is known of (SDM volume 4).
 const MSRS: [u32; 58] = [
-    0x10, 0x17, 0x1b, 0x34, 0x3a, 0x3b, 0x48, 0x49, 0x79, 0x8b, 0xc1, 0xce, 0xe1, 0xe7, 0xe8,
-    0xfe, 0x10a, 0x10b, 0x122, 0x123, 0x140, 0x174, 0x175, 0x176, 0x179, 0x17a, 0x186, 0x198,
-    0x19a, 0x1a0, 0x1a2, 0x1c9, 0x1d9, 0x200, 0x20f, 0x250, 0x268, 0x26f, 0x277, 0x2ff, 0x345,
-    0x38f, 0x400, 0x480, 0x48b, 0x491, 0x570, 0x600, 0x6a0, 0x6e0, 0xda0, 0xc000_0080,
-    0xc000_0081, 0xc000_0082, 0xc000_0084, 0xc000_0100, 0xc000_0101, 0xc000_0103,
+    0x10,
+    0x17,
+    0x1b,
+    0x34,
+    0x3a,
+    0x3b,
+    0x48,
+    0x49,
+    0x79,
+    0x8b,
+    0xc1,
+    0xce,
+    0xe1,
+    0xe7,
+    0xe8,
+    0xfe,
+    0x10a,
+    0x10b,
+    0x122,
+    0x123,
+    0x140,
+    0x174,
+    0x175,
+    0x176,
+    0x179,
+    0x17a,
+    0x186,
+    0x198,
+    0x19a,
+    0x1a0,
+    0x1a2,
+    0x1c9,
+    0x1d9,
+    0x200,
+    0x20f,
+    0x250,
+    0x268,
+    0x26f,
+    0x277,
+    0x2ff,
+    0x345,
+    0x38f,
+    0x400,
+    0x480,
+    0x48b,
+    0x491,
+    0x570,
+    0x600,
+    0x6a0,
+    0x6e0,
+    0xda0,
+    0xc000_0080,
+    0xc000_0081,
+    0xc000_0082,
+    0xc000_0084,
+    0xc000_0100,
+    0xc000_0101,
+    0xc000_0103,
 ];
 
 /// RDMSR and WRMSR.
@@ -20,8 +73,10 @@ pub(super) fn msr(random: &Random) -> Snippet {
         let index = match random.below(6) {
             0..=2 => random.pick(&MSRS),
             3 => 0x800 + random.below(0x100) as u32,
-            4 => random.pick(&[0, 0x200, 0x480, 0xc000_0000, 0x4000_0000, 0x4b56_4d00])
-                + random.below(0x120) as u32,
+            4 => {
+                random.pick(&[0, 0x200, 0x480, 0xc000_0000, 0x4000_0000, 0x4b56_4d00])
+                    + random.below(0x120) as u32
+            }
             _ => random.odd_number() as u32,
         };
         if random.one_in(2) {
@@ -48,7 +103,11 @@ pub(super) fn cpuid(random: &Random) -> Snippet {
     } else {
         random.odd_number()
     };
-    snippet.code.load(0, leaf).load(1, subleaf).raw(&[0x0f, 0xa2]);
+    snippet
+        .code
+        .load(0, leaf)
+        .load(1, subleaf)
+        .raw(&[0x0f, 0xa2]);
     if random.one_in(4) {
         snippet.end_at_page();
         snippet.at_gap = snippet.mode == Mode::Long;
@@ -103,7 +162,15 @@ pub(super) fn control(random: &Random) -> Snippet {
         }
         5 if mode == Mode::Long => {
             // CR3: cache control, PCID, reserved bits.
-            let flip = random.pick(&[0x18, 1, 0xfff, 1 << 63, 1 << 62, 1 << 52, 0x8000_0000_0000_0fff]);
+            let flip = random.pick(&[
+                0x18,
+                1,
+                0xfff,
+                1 << 63,
+                1 << 62,
+                1 << 52,
+                0x8000_0000_0000_0fff,
+            ]);
             flip_control(&mut snippet, 3, flip);
         }
         6 if mode == Mode::Long => {
@@ -111,7 +178,10 @@ pub(super) fn control(random: &Random) -> Snippet {
             let value = random.odd_number();
             let register = random.pick(&[0xc0, 0xc0, 0xc8, 0xd8, 0xf8, 0xe8]);
             let opcode = random.pick(&[0x20, 0x22]);
-            snippet.code.load(0, value).raw(&[0x44, 0x0f, opcode, register]);
+            snippet
+                .code
+                .load(0, value)
+                .raw(&[0x44, 0x0f, opcode, register]);
         }
         _ => {
             let value = random.odd_number();
@@ -198,7 +268,11 @@ pub(super) fn vmx(random: &Random) -> Snippet {
         }
         _ => {
             // VMREAD, VMWRITE, INVEPT, INVVPID, INVPCID.
-            let operand = if random.one_in(2) { modrm } else { modrm | 0xc0 };
+            let operand = if random.one_in(2) {
+                modrm
+            } else {
+                modrm | 0xc0
+            };
             match random.below(5) {
                 0 => snippet.code.raw(&[0x0f, 0x78, operand]),
                 1 => snippet.code.raw(&[0x0f, 0x79, operand]),

@@ -87,7 +87,7 @@ const fn leaves_traces(case: Case) -> bool {
 /// Puts back what snippets may have changed.
 fn repair(case: Case, seed: u64, round: u64) {
     repair_registers();
-    tables::build();
+    tables::restore();
     fill(CODE, INT3, ROOM);
     fill(DATA, 0, ROOM);
     let random = Random::new(seed, !(case as u64), round);

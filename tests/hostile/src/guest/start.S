@@ -280,7 +280,8 @@ from_long:
     movb $0x20, %al
     outb %al, $0xa0
     outb %al, $0x20
-    movl $0, 0xfee000b0
+    movl $0xfee000b0, %eax
+    movl $0, (%rax)
     popq %rax
 3:  addq $16, %rsp
     iretq

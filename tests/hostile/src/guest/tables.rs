@@ -61,6 +61,16 @@ pub fn gdt() -> u64 {
 
 /// Makes all tables and loads them.
 pub fn build() {
+    for table in (PML4..TSS_64).step_by(4096) {
+        for entry in 0..512 {
+            store(table + 8 * entry, 0);
+        }
+    }
+    restore();
+}
+
+/// Writes all entries again that snippets may have changed, while the tables are in use.
+pub fn restore() {
     page_tables();
     descriptors();
     // SAFETY: the tables map image and stack where they are, and the descriptors are the guest's own.
@@ -68,11 +78,6 @@ pub fn build() {
 }
 
 fn page_tables() {
-    for table in (PML4..TSS_64).step_by(4096) {
-        for entry in 0..512 {
-            store(table + 8 * entry, 0);
-        }
-    }
     store(PML4, PDPT | ALL);
     store(PML4 + 8, PLAYGROUND | ALL);
     store(PML4 + 8 * 255, GAP_PDPT | ALL);
@@ -85,10 +90,16 @@ fn page_tables() {
     for page in 0..512 {
         let gpa = page << 12;
         let user = [CODE, DATA, STACK].contains(&(gpa & !0xffff));
-        store(PAGES + 8 * page, gpa | PRESENT | WRITE | if user { USER } else { 0 });
+        store(
+            PAGES + 8 * page,
+            gpa | PRESENT | WRITE | if user { USER } else { 0 },
+        );
     }
     for gpa in (MIB_2..RAM_END).step_by(MIB_2 as usize) {
-        store(DIRECTORY_0 + 8 * (gpa / MIB_2), gpa | PRESENT | WRITE | LARGE);
+        store(
+            DIRECTORY_0 + 8 * (gpa / MIB_2),
+            gpa | PRESENT | WRITE | LARGE,
+        );
     }
     for gpa in [HOLE, IO_APIC, IO_APIC + MIB_2] {
         store(DIRECTORY_3 + 8 * (gpa / MIB_2 & 0x1ff), gpa | ALL | LARGE);
@@ -131,7 +142,10 @@ fn descriptors() {
         (selector::CODE_32, segment(0, whole, CODE_KERNEL, BITS_32)),
         (selector::USER_CODE_64, segment(0, whole, CODE_USER, LONG)),
         (selector::USER_DATA, segment(0, memory, DATA_USER, BITS_32)),
-        (selector::USER_CODE_32, segment(0, memory, CODE_USER, BITS_32)),
+        (
+            selector::USER_CODE_32,
+            segment(0, memory, CODE_USER, BITS_32),
+        ),
         (selector::CODE_16, segment(CODE, None, CODE_KERNEL, 0)),
         (selector::DATA_16, segment(DATA, None, DATA_KERNEL, 0)),
         (selector::STACK_16, segment(STACK, None, DATA_KERNEL, 0)),
