@@ -510,3 +510,6 @@ stack_end:
 .globl interrupt_stack
     .skip 8192
 interrupt_stack:
+    .skip 8192
+.globl nmi_stack
+nmi_stack:

@@ -34,6 +34,8 @@ const USER: u64 = 4;
 const LARGE: u64 = 1 << 7;
 const ALL: u64 = PRESENT | WRITE | USER;
 
+/// The vector of NMIs.
+const NMI: u64 = 2;
 /// 2 MiB and 4 MiB, the sizes of large pages.
 const MIB_2: u64 = 2 << 20;
 const MIB_4: u64 = 4 << 20;
@@ -44,6 +46,7 @@ extern "C" {
     static low_vectors: u8;
     static low_real_vectors: u8;
     static interrupt_stack: u8;
+    static nmi_stack: u8;
     fn hostile_load_tables(cr3: u64);
 }
 
@@ -166,8 +169,9 @@ fn descriptors() {
         store(TSS_32 + 8 * word, 0);
     }
     let stack = address_of!(interrupt_stack);
-    // RSP0 (offset 4) and IST1 (offset 36), each in two halves, as neither is aligned.
-    for (offset, value) in [(4, stack), (36, stack)] {
+    // RSP0 (offset 4), IST1 (36) and IST2 (44), whose upper halves are 0. The watchdog's NMI has a stack of its own, since it
+    // may come while an interrupt is handled.
+    for (offset, value) in [(4, stack), (36, stack), (44, address_of!(nmi_stack))] {
         crate::hardware::store_32(TSS_64 + offset, value as u32);
     }
     crate::hardware::store_32(TSS_64 + 100, 0x68 << 16);
@@ -184,7 +188,8 @@ fn descriptors() {
                 | (target >> 16 & 0xffff) << 48
         };
         let long = address_of!(hostile_vectors) + 16 * vector;
-        store(IDT_64 + 16 * vector, gate(long, selector::CODE_64, 1));
+        let ist = if vector == NMI { 2 } else { 1 };
+        store(IDT_64 + 16 * vector, gate(long, selector::CODE_64, ist));
         store(IDT_64 + 16 * vector + 8, 0);
         let low = address_of!(low_vectors) + 16 * vector;
         store(IDT_32 + 8 * vector, gate(low, selector::CODE_32, 0));
