@@ -3,7 +3,7 @@
 
 use super::host::HostRegisters;
 use super::instructions::CurrentVmcs;
-use super::run::{Afterwards, Due, WindowContext};
+use super::run::{Afterwards, WindowContext};
 use super::state::{guest_cr0, guest_cr4};
 use super::vcpu::VmxVcpu;
 use super::vmcs::*;
@@ -63,7 +63,6 @@ impl<H: Host> VmxVcpu<H> {
         host: &HostRegisters,
         context: &mut WindowContext<'_, H>,
         afterwards: &mut Afterwards,
-        due: Due,
     ) -> Flow {
         let reason = vmcs.read32(EXIT_REASON);
         match reason & 0xffff {
@@ -103,9 +102,8 @@ impl<H: Host> VmxVcpu<H> {
                 self.drain_pml(vmcs, context.memory);
                 Flow::Resume
             }
-            // For the guest's own timer there is nothing to do outside; otherwise it is the host's turn, even if its
-            // interrupts did not make the guest exit.
-            PREEMPTION_TIMER if due.is_guests => Flow::Enter,
+            // The host's turn, also if it was for the guest's own timer: this exit comes before that for an interrupt of
+            // the host (SDM volume 3, 26.5.1), which a guest with a fast timer would otherwise keep waiting for ever.
             PREEMPTION_TIMER => Flow::Leave(Exit::Host),
             INVALID_GUEST_STATE => {
                 // Unlike an exit, a failed entry keeps the event.

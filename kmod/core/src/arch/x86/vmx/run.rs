@@ -26,6 +26,10 @@ use pvmm_uapi::{BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_STI};
 /// Longest window. The host's interrupts end it much earlier; this is for a host that has none to come.
 const WINDOW_NS: u64 = 10_000_000;
 
+/// Shortest time that a guest runs before its next timer interrupt, so that it gets on however fast its timers are: an
+/// interrupt may come this late.
+const MIN_RUN_NS: u64 = 10_000;
+
 /// What a window works with beside the vCPU.
 pub struct WindowContext<'a, H: Host> {
     /// Chipset, devices and clock.
@@ -34,15 +38,6 @@ pub struct WindowContext<'a, H: Host> {
     pub memory: &'a GuestMemory<H>,
     /// Requests from other threads.
     pub control: &'a Control<H>,
-}
-
-/// When the machine around the vCPU has to be looked at again.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Due {
-    /// The host's TSC then.
-    pub(super) tsc: u64,
-    /// Whether it is a deadline of the guest's timers; otherwise it is the host's turn.
-    pub(super) is_guests: bool,
 }
 
 /// What must happen after the window with interrupts still off.
@@ -281,7 +276,12 @@ impl<H: Host> VmxVcpu<H> {
         // mapped.
         unsafe { write_cr2(self.cr2) };
         let mut launched = false;
+        let end = rdtsc().wrapping_add(context.platform.host_ticks(WINDOW_NS));
         let exit = loop {
+            // Whatever the guest does: exits that are handled here may not keep the host's interrupts out.
+            if launched && (rdtsc().wrapping_sub(end) as i64) >= 0 {
+                break Exit::Host;
+            }
             let due = match self.prepare_entry(vmcs, context) {
                 Ok(due) => due,
                 Err(exit) => break exit,
@@ -308,13 +308,13 @@ impl<H: Host> VmxVcpu<H> {
         exit
     }
 
-    /// Brings the machine around the vCPU up to date and sets up what the next entry delivers. Returns when that has to
-    /// be done again; the reason to end the window if there is one.
+    /// Brings the machine around the vCPU up to date and sets up what the next entry delivers. Returns the host's TSC at
+    /// which that has to be done again; the reason to end the window if there is one.
     fn prepare_entry(
         &mut self,
         vmcs: &CurrentVmcs,
         context: &mut WindowContext<'_, H>,
-    ) -> Result<Due, Exit> {
+    ) -> Result<u64, Exit> {
         let epoch = context.memory.flush_epoch();
         if self.flushed_epoch != Some(epoch) {
             // SAFETY: in VMX operation; single-context INVEPT exists (VmxCapability::read).
@@ -335,12 +335,10 @@ impl<H: Host> VmxVcpu<H> {
         let wait = context
             .platform
             .next_deadline(now)
-            .map(|deadline| deadline.saturating_sub(now))
-            .filter(|wait| *wait <= WINDOW_NS);
-        Ok(Due {
-            tsc: tsc.wrapping_add(context.platform.host_ticks(wait.unwrap_or(WINDOW_NS))),
-            is_guests: wait.is_some(),
-        })
+            .map_or(WINDOW_NS, |deadline| {
+                deadline.saturating_sub(now).clamp(MIN_RUN_NS, WINDOW_NS)
+            });
+        Ok(tsc.wrapping_add(context.platform.host_ticks(wait)))
     }
 
     /// Enters the guest again and again while its exits change nothing that [`Self::prepare_entry`] looks at: neither
@@ -351,12 +349,12 @@ impl<H: Host> VmxVcpu<H> {
         host: &HostRegisters,
         context: &mut WindowContext<'_, H>,
         afterwards: &mut Afterwards,
-        due: Due,
+        due: u64,
         launched: &mut bool,
     ) -> Flow {
         loop {
             // The timer stands still outside the guest, so each entry gets what is left.
-            let left = due.tsc.saturating_sub(rdtsc()) >> self.capability.preemption_timer_shift;
+            let left = due.saturating_sub(rdtsc()) >> self.capability.preemption_timer_shift;
             vmcs.write(PREEMPTION_TIMER_VALUE, left.min(u64::from(u32::MAX)));
             // SAFETY: `HostRegisters::save` wrote the host-state fields on this CPU; controls and bitmaps are ours
             // (`configure`); interrupts are off and the guest's FPU state is loaded (`window`).
@@ -367,7 +365,7 @@ impl<H: Host> VmxVcpu<H> {
             }
             *launched = true;
             self.keep_interrupted_event(vmcs);
-            match self.handle_exit(vmcs, host, context, afterwards, due) {
+            match self.handle_exit(vmcs, host, context, afterwards) {
                 Flow::Resume
                     if self.reinject.is_none()
                         && !context.platform.is_touched()
@@ -447,10 +445,13 @@ impl<H: Host> VmxVcpu<H> {
             vmcs.write(ENTRY_INTERRUPTION_INFORMATION, u64::from(event));
         }
         let mut primary = self.capability.primary;
-        if self.nmi_pending {
+        // An NMI waits for the end of STI's blocking too, which the NMI window does not on every processor (26.2): there it
+        // would open again and again.
+        let sti = blocking & BLOCKING_BY_STI != 0;
+        if self.nmi_pending && !sti {
             primary |= PROC_NMI_WINDOW;
         }
-        if interrupt {
+        if interrupt || (self.nmi_pending && sti) {
             primary |= PROC_INTERRUPT_WINDOW;
         }
         if self.primary != primary {
