@@ -56,6 +56,15 @@ const WBINVD: u32 = 54;
 const XSETBV: u32 = 55;
 const PML_FULL: u32 = 62;
 
+/// Blocks NMIs again.
+fn block_nmis(vmcs: &CurrentVmcs) {
+    let blocking = vmcs.read(GUEST_INTERRUPTIBILITY);
+    vmcs.write(
+        GUEST_INTERRUPTIBILITY,
+        blocking | u64::from(pvmm_uapi::BLOCKING_BY_NMI),
+    );
+}
+
 impl<H: Host> VmxVcpu<H> {
     pub(super) fn handle_exit(
         &mut self,
@@ -88,7 +97,14 @@ impl<H: Host> VmxVcpu<H> {
             }
             MOV_DR => {
                 let outcome = self.exit_dr_access(vmcs);
-                self.finish(vmcs, outcome)
+                let wrote = outcome.is_ok() && vmcs.read(EXIT_QUALIFICATION) & (1 << 4) == 0;
+                match self.finish(vmcs, outcome) {
+                    // The next window loads the breakpoints as they are now.
+                    Flow::Enter if wrote && vmcs.read(GUEST_DR7) & 0xff != 0 => {
+                        Flow::Leave(Exit::Host)
+                    }
+                    flow => flow,
+                }
             }
             IO_INSTRUCTION => self.exit_io(vmcs, context),
             RDMSR => self.exit_rdmsr(vmcs, context),
@@ -100,7 +116,8 @@ impl<H: Host> VmxVcpu<H> {
             EPT_VIOLATION => self.exit_ept_violation(vmcs),
             PML_FULL => {
                 self.drain_pml(vmcs, context.memory);
-                Flow::Resume
+                // The instruction is not done: it may still be in a shadow.
+                Flow::Enter
             }
             // The host's turn, also if it was for the guest's own timer: this exit comes before that for an interrupt of
             // the host (SDM volume 3, 26.5.1), which a guest with a fast timer would otherwise keep waiting for ever.
@@ -163,6 +180,10 @@ impl<H: Host> VmxVcpu<H> {
             afterwards.machine_check = true;
             return Flow::Leave(Exit::Host);
         }
+        // The exception undid the unblocking of NMIs by an IRET (SDM volume 3, 28.2.2, bit 12).
+        if information & EVENT_NMI_UNBLOCKING != 0 && self.reinject.is_none() {
+            block_nmis(vmcs);
+        }
         if vector == 1 {
             // The qualification has the bits that #DB would have set in DR6 and DR7 (table 28-1).
             self.dr6 = (self.dr6 & !0xf) | (vmcs.read(EXIT_QUALIFICATION) & 0x600f) | 0xffff_0ff0;
@@ -188,7 +209,12 @@ impl<H: Host> VmxVcpu<H> {
     fn exit_hlt(&mut self, vmcs: &CurrentVmcs, context: &mut WindowContext<'_, H>) -> Flow {
         self.done(vmcs);
         let enabled = vmcs.read(GUEST_RFLAGS) & RFLAGS_IF != 0;
-        if self.nmi_pending || (enabled && context.platform.chipset().pending_interrupt()) {
+        // A single step that is due ends the halt before it begins.
+        let single_step = vmcs.read(GUEST_PENDING_DEBUG) & PENDING_BS != 0;
+        if single_step
+            || self.nmi_pending
+            || (enabled && context.platform.chipset().pending_interrupt())
+        {
             return Flow::Enter;
         }
         self.halted = true;
@@ -301,11 +327,7 @@ impl<H: Host> VmxVcpu<H> {
         let qualification = vmcs.read(EXIT_QUALIFICATION);
         // The violation undid the unblocking of an IRET (SDM volume 3, 28.2.3, bit 12).
         if qualification & (1 << 12) != 0 && self.reinject.is_none() {
-            let blocking = vmcs.read(GUEST_INTERRUPTIBILITY);
-            vmcs.write(
-                GUEST_INTERRUPTIBILITY,
-                blocking | u64::from(pvmm_uapi::BLOCKING_BY_NMI),
-            );
+            block_nmis(vmcs);
         }
         debug_assert!(guest_cr0(vmcs) & CR0_ET != 0);
         Flow::Leave(Exit::Memory {

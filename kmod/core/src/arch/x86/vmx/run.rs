@@ -421,7 +421,12 @@ impl<H: Host> VmxVcpu<H> {
     fn inject(&mut self, vmcs: &CurrentVmcs, context: &mut WindowContext<'_, H>) {
         let blocking = vmcs.read32(GUEST_INTERRUPTIBILITY);
         let shadow = blocking & (BLOCKING_BY_STI | BLOCKING_BY_MOV_SS) != 0;
-        let enabled = vmcs.read(GUEST_RFLAGS) & RFLAGS_IF != 0;
+        let rflags = vmcs.read(GUEST_RFLAGS);
+        let enabled = rflags & RFLAGS_IF != 0;
+        if shadow {
+            let pending = vmcs.read(GUEST_PENDING_DEBUG);
+            vmcs.write(GUEST_PENDING_DEBUG, pending_in_shadow(pending, rflags));
+        }
         let platform = &mut *context.platform;
         let mut interrupt = platform.chipset().pending_interrupt();
         let mut event = 0;
@@ -487,9 +492,20 @@ impl<H: Host> VmxVcpu<H> {
             // A single step is due after the instruction (table 26-4: BS and "enabled breakpoint").
             vmcs.write(
                 GUEST_PENDING_DEBUG,
-                vmcs.read(GUEST_PENDING_DEBUG) | 1 << 14,
+                vmcs.read(GUEST_PENDING_DEBUG) | PENDING_BS,
             );
         }
+    }
+}
+
+/// Pending debug exceptions that VM entry accepts while STI or MOV SS blocks: a single step is pending if and only if
+/// RFLAGS.TF is set (SDM volume 3, 27.3.1.5; IA32_DEBUGCTL.BTF is never set). The exit for a debug exception clears them,
+/// also where it leaves the blocking.
+const fn pending_in_shadow(pending: u64, rflags: u64) -> u64 {
+    if rflags & RFLAGS_TF != 0 {
+        pending | PENDING_BS
+    } else {
+        pending & !PENDING_BS
     }
 }
 
@@ -508,5 +524,17 @@ unsafe fn write_breakpoints(registers: &[u64; 4]) {
         asm!("mov dr1, {}", in(reg) registers[1], options(nomem, nostack, preserves_flags));
         asm!("mov dr2, {}", in(reg) registers[2], options(nomem, nostack, preserves_flags));
         asm!("mov dr3, {}", in(reg) registers[3], options(nomem, nostack, preserves_flags));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_single_step_is_pending_in_a_shadow_exactly_if_the_guest_steps() {
+        assert_eq!(pending_in_shadow(0, RFLAGS_TF), PENDING_BS);
+        assert_eq!(pending_in_shadow(PENDING_BS | 1, 0), 1);
+        assert_eq!(pending_in_shadow(2, RFLAGS_TF), PENDING_BS | 2);
     }
 }

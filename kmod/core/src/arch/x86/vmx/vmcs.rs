@@ -199,6 +199,10 @@ pub(super) const ENTRY_LOAD_EFER: u32 = 1 << 15;
 pub(super) const EVENT_VALID: u32 = 1 << 31;
 /// Interruption information: an error code is delivered.
 pub(super) const EVENT_ERROR_CODE: u32 = 1 << 11;
+/// Interruption information of an exit: an IRET had unblocked NMIs.
+pub(super) const EVENT_NMI_UNBLOCKING: u32 = 1 << 12;
+/// Pending debug exceptions: a single step.
+pub(super) const PENDING_BS: u64 = 1 << 14;
 /// Interruption information, type: external interrupt.
 pub(super) const EVENT_EXTERNAL_INTERRUPT: u32 = 0 << 8;
 /// Interruption information, type: NMI.
