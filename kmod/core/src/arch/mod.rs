@@ -53,6 +53,8 @@ pub enum Exit {
         linear: u64,
         /// Bytes of the address size: 2, 4 or 8.
         address_bytes: u8,
+        /// Bytes of the instruction.
+        length: u8,
     },
     /// The guest shut down: triple fault.
     Shutdown,

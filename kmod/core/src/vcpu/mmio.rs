@@ -10,7 +10,6 @@ use crate::arch::x86::snapshot::{Changes, Exception, Snapshot};
 use crate::arch::x86::vmx::VmxVcpu;
 use crate::decode::{decode, CodeSize, Registers, SegmentName, MAX_LENGTH};
 use crate::iospace::{Direction, Width};
-use crate::memory::GuestMemory;
 use crate::paging::{GuestPhysicalRead, Paging, Purpose, TranslateError};
 use crate::platform::PortOutcome;
 use pvmm_hostabi::{Gpa, Host, Interrupted, PAGE_SIZE};
@@ -25,6 +24,34 @@ pub(super) struct StringElement {
     pub repeat: bool,
     pub linear: u64,
     pub address_bytes: u8,
+    pub length: u8,
+}
+
+/// Guest-physical place of an operand, which may lie in two pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    first: u64,
+    /// Bytes of it from `first` on.
+    in_first: u64,
+    /// Where the rest is.
+    second: u64,
+}
+
+impl Place {
+    /// The address, if all is in one page.
+    fn whole(&self, width: Width) -> Option<u64> {
+        (self.in_first >= u64::from(width.bytes())).then_some(self.first)
+    }
+
+    /// The address of one byte.
+    fn byte(&self, number: u8) -> u64 {
+        let number = u64::from(number);
+        if number < self.in_first {
+            self.first.wrapping_add(number)
+        } else {
+            self.second.wrapping_add(number.wrapping_sub(self.in_first))
+        }
+    }
 }
 
 /// Guest memory as the page walk reads it.
@@ -184,18 +211,18 @@ impl<H: Host> Vcpu<H> {
         let width = access.width;
         let mut read = 0;
         if let Some(linear) = access.read {
-            match self.translate(around, linear, false) {
-                Ok(gpa) => read = self.memory_read(around.memory, around, gpa, width),
+            match self.place(around, linear, width, false) {
+                Ok(place) => read = self.memory_read(around, place, width),
                 Err(exception) => return Ok(self.raise(exception)),
             }
         }
         // The write's translation comes before the instruction takes effect: a fault must leave everything as it was.
         let target = match access
             .write
-            .map(|linear| self.translate(around, linear, true))
+            .map(|linear| self.place(around, linear, width, true))
         {
             None => None,
-            Some(Ok(gpa)) => Some(gpa),
+            Some(Ok(place)) => Some(place),
             Some(Err(exception)) => return Ok(self.raise(exception)),
         };
         let mut executing = Executing {
@@ -206,8 +233,8 @@ impl<H: Host> Vcpu<H> {
         let written = instruction.execute(&mut executing, read);
         let changes = executing.changes;
         *self.cpu.changes() = changes;
-        if let (Some(gpa), Some(value)) = (target, written) {
-            self.memory_write(around.memory, around, gpa, width, value);
+        if let (Some(place), Some(value)) = (target, written) {
+            self.memory_write(around, place, width, value);
         }
         Ok(false)
     }
@@ -217,14 +244,53 @@ impl<H: Host> Vcpu<H> {
         false
     }
 
-    /// Reads RAM or a device; what is neither reads all ones.
-    fn memory_read(
-        &mut self,
-        memory: &GuestMemory<H>,
+    /// Where an operand of `width` is, or the exception that the access raises.
+    fn place(
+        &self,
         around: &Surroundings<'_, H>,
-        gpa: u64,
+        linear: u64,
         width: Width,
-    ) -> u64 {
+        write: bool,
+    ) -> Result<Place, Exception> {
+        let first = self.translate(around, linear, write)?;
+        let in_page = PAGE_SIZE - (first & (PAGE_SIZE - 1));
+        let bytes = u64::from(width.bytes());
+        if in_page >= bytes {
+            return Ok(Place {
+                first,
+                in_first: bytes,
+                second: 0,
+            });
+        }
+        let next = linear.wrapping_add(in_page) & self.linear_mask();
+        let second = self.translate(around, next, write)?;
+        Ok(Place {
+            first,
+            in_first: in_page,
+            second,
+        })
+    }
+
+    /// The bits that linear addresses have in the guest's mode.
+    fn linear_mask(&self) -> u64 {
+        match self.cpu.snapshot().code_size() {
+            CodeSize::Bits64 => u64::MAX,
+            CodeSize::Bits16 | CodeSize::Bits32 => 0xffff_ffff,
+        }
+    }
+
+    /// Reads RAM or a device; what is neither reads all ones. An operand in two pages is read byte by byte, as a
+    /// processor's bus would get it in two accesses.
+    fn memory_read(&mut self, around: &Surroundings<'_, H>, place: Place, width: Width) -> u64 {
+        if let Some(gpa) = place.whole(width) {
+            return self.read_at(around, gpa, width);
+        }
+        (0..width.bytes()).fold(0, |value, byte| {
+            value | self.read_at(around, place.byte(byte), Width::W1) << (8 * byte)
+        })
+    }
+
+    fn read_at(&mut self, around: &Surroundings<'_, H>, gpa: u64, width: Width) -> u64 {
         let now = self.platform.now(rdtsc());
         if let Some(value) = self.platform.chipset_at(now).mmio_read(gpa, width, now) {
             return value & width.mask();
@@ -233,7 +299,7 @@ impl<H: Host> Vcpu<H> {
         let part = bytes
             .get_mut(..usize::from(width.bytes()))
             .unwrap_or(&mut []);
-        match memory.read(around.space, Gpa(gpa), part) {
+        match around.memory.read(around.space, Gpa(gpa), part) {
             Ok(()) => u64::from_le_bytes(bytes),
             Err(_) => width.mask(),
         }
@@ -242,12 +308,21 @@ impl<H: Host> Vcpu<H> {
     /// Writes RAM or a device; what is neither takes the write and forgets it.
     fn memory_write(
         &mut self,
-        memory: &GuestMemory<H>,
         around: &Surroundings<'_, H>,
-        gpa: u64,
+        place: Place,
         width: Width,
         value: u64,
     ) {
+        if let Some(gpa) = place.whole(width) {
+            self.write_at(around, gpa, width, value);
+            return;
+        }
+        for byte in 0..width.bytes() {
+            self.write_at(around, place.byte(byte), Width::W1, value >> (8 * byte));
+        }
+    }
+
+    fn write_at(&mut self, around: &Surroundings<'_, H>, gpa: u64, width: Width, value: u64) {
         let now = self.platform.now(rdtsc());
         if self
             .platform
@@ -260,42 +335,45 @@ impl<H: Host> Vcpu<H> {
         let bytes = value.to_le_bytes();
         if let Some(part) = bytes.get(..usize::from(width.bytes())) {
             // Memory that is not there forgets what is written to it.
-            let _ = memory.write(around.space, Gpa(gpa), part);
+            let _ = around.memory.write(around.space, Gpa(gpa), part);
         }
     }
 
-    /// Carries out one element of INS or OUTS. RIP moves on when the count is used up; until then the instruction comes
-    /// again, and interrupts get their turn in between, as on hardware.
+    /// Carries out one element of INS or OUTS; whether userspace has something to do. RIP moves on when the count is used
+    /// up; until then the instruction comes again, and interrupts get their turn in between, as on hardware.
     pub(super) fn string_port(
         &mut self,
         element: &StringElement,
         around: &Surroundings<'_, H>,
         run: &mut Run,
-    ) -> Result<bool, Interrupted> {
+    ) -> bool {
         let mask = match element.address_bytes {
             2 => 0xffff,
             4 => 0xffff_ffff,
             _ => u64::MAX,
         };
         let snapshot = *self.cpu.snapshot();
+        let next = snapshot.behind(element.length);
         let count = self.cpu.gpr(RCX as u8) & mask;
         if element.repeat && count == 0 {
-            return Ok(self.string_done(around, run, snapshot));
+            self.cpu.changes().rip = Some(next);
+            return false;
         }
         let write = element.direction == Direction::Read;
-        let gpa = match self.translate(around, element.linear, write) {
-            Ok(gpa) => gpa,
-            Err(exception) => return Ok(self.raise(exception)),
+        let place = match self.place(around, element.linear, element.width, write) {
+            Ok(place) => place,
+            Err(exception) => return self.raise(exception),
         };
+        let mut leaves = false;
         if element.direction == Direction::Read {
             // Userspace's ports answer strings with all ones: none of its devices is read that way.
             let value = match self.port_access(element.port, element.width, Direction::Read, 0) {
                 PortOutcome::Done(value) => value,
                 PortOutcome::User => element.width.mask(),
             };
-            self.memory_write(around.memory, around, gpa, element.width, value);
+            self.memory_write(around, place, element.width, value);
         } else {
-            let value = self.memory_read(around.memory, around, gpa, element.width);
+            let value = self.memory_read(around, place, element.width);
             if self.port_access(element.port, element.width, Direction::Write, value)
                 == PortOutcome::User
             {
@@ -304,6 +382,7 @@ impl<H: Host> Vcpu<H> {
                 run.value = value;
                 run.width = u32::from(element.width.bytes());
                 run.write = 1;
+                leaves = true;
             }
         }
         let index = if write { RDI } else { RSI } as u8;
@@ -315,17 +394,13 @@ impl<H: Host> Vcpu<H> {
             old.wrapping_add(step)
         };
         self.set_masked(index, moved, mask);
-        let is_last = if element.repeat {
+        if element.repeat {
             self.set_masked(RCX as u8, count.wrapping_sub(1), mask);
-            count == 1
-        } else {
-            true
-        };
-        let leaves = run.exit == pvmm_uapi::EXIT_IO;
-        if is_last && self.string_done(around, run, snapshot) {
-            return Ok(true);
         }
-        Ok(leaves)
+        if !element.repeat || count == 1 {
+            self.cpu.changes().rip = Some(next);
+        }
+        leaves
     }
 
     /// Writes the part of a register that the address size covers; 32 bits clear the upper half.
@@ -333,25 +408,5 @@ impl<H: Host> Vcpu<H> {
         let old = self.cpu.gpr(index);
         let kept = if mask == 0xffff { old & !mask } else { 0 };
         self.cpu.set_gpr(index, kept | (value & mask));
-    }
-
-    /// Moves RIP behind the string instruction: prefixes and one opcode byte, 6Ch to 6Fh.
-    fn string_done(
-        &mut self,
-        around: &Surroundings<'_, H>,
-        run: &mut Run,
-        snapshot: Snapshot,
-    ) -> bool {
-        let mut bytes = [0; MAX_LENGTH];
-        let got = self.fetch(around, &mut bytes);
-        let opcode = bytes
-            .iter()
-            .take(got)
-            .position(|byte| matches!(byte, 0x6c..=0x6f));
-        let Some(opcode) = opcode else {
-            return error(run, ERROR_DECODE, snapshot.rip, 0);
-        };
-        self.cpu.changes().rip = Some(snapshot.rip.wrapping_add(opcode as u64 + 1));
-        false
     }
 }

@@ -173,6 +173,7 @@ impl<H: Host> Vcpu<H> {
                 repeat,
                 linear,
                 address_bytes,
+                length,
             } => {
                 let element = mmio::StringElement {
                     port,
@@ -181,8 +182,9 @@ impl<H: Host> Vcpu<H> {
                     repeat,
                     linear,
                     address_bytes,
+                    length,
                 };
-                self.string_port(&element, around, run)
+                Ok(self.string_port(&element, around, run))
             }
             Exit::Shutdown => {
                 run.exit = EXIT_SHUTDOWN;

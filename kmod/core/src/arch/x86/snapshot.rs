@@ -71,6 +71,15 @@ impl Snapshot {
         }
     }
 
+    /// RIP behind an instruction of `length` bytes at RIP: it has 32 bits outside of 64-bit mode.
+    pub const fn behind(&self, length: u8) -> u64 {
+        let next = self.rip.wrapping_add(length as u64);
+        match self.code_size() {
+            CodeSize::Bits64 => next,
+            CodeSize::Bits16 | CodeSize::Bits32 => next & 0xffff_ffff,
+        }
+    }
+
     /// The current privilege level: SS's DPL (SDM volume 3, 26.4.1).
     pub const fn cpl(&self) -> u8 {
         ((self.segments[2].access_rights >> 5) & 3) as u8
@@ -86,4 +95,23 @@ pub struct Changes {
     pub rflags: Option<u64>,
     /// An exception instead.
     pub exception: Option<Exception>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rip_wraps_at_32_bits_outside_of_64_bit_mode() {
+        let mut snapshot = Snapshot {
+            rip: 0xffff_ffff,
+            cr0: CR0_PE,
+            ..Snapshot::default()
+        };
+        snapshot.segments[1].access_rights = 0x409b;
+        assert_eq!(snapshot.behind(2), 1);
+        snapshot.efer = EFER_LMA;
+        snapshot.segments[1].access_rights = 0x209b;
+        assert_eq!(snapshot.behind(2), 0x1_0000_0001);
+    }
 }

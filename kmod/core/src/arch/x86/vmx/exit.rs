@@ -241,6 +241,7 @@ impl<H: Host> VmxVcpu<H> {
                 linear: vmcs.read(GUEST_LINEAR_ADDRESS),
                 // Bits 9:7 of the instruction information (table 28-8): 0, 1, 2 for 16, 32, 64 bits.
                 address_bytes: 2 << (vmcs.read32(EXIT_INSTRUCTION_INFORMATION) >> 7 & 3).min(2),
+                length: vmcs.read32(EXIT_INSTRUCTION_LENGTH) as u8,
             });
         }
         let value = self.registers[RAX] & width.mask();
