@@ -34,6 +34,10 @@ pub const ERROR_UNKNOWN_EXIT: u32 = 5;
 /// [`Run::error`]: another hypervisor has taken the virtualisation hardware. The guest can go on when it is free again.
 pub const ERROR_VMX_UNAVAILABLE: u32 = 6;
 
+/// [`Run::error`]: an interrupt or exception could not be delivered, because a table or the stack that it needs is not in
+/// memory; [`Run::address`] holds the guest-physical address, [`Run::value`] holds RIP.
+pub const ERROR_EVENT_DELIVERY: u32 = 7;
+
 /// Argument of [`crate::RUN`].
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

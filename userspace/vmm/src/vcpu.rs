@@ -445,6 +445,9 @@ fn internal_error(run: &Run) -> String {
             format!("the host could not provide the guest's page at {address:#x}")
         }
         ERROR_UNKNOWN_EXIT => format!("unknown exit reason {value:#x}"),
+        ERROR_EVENT_DELIVERY => format!(
+            "an interrupt or exception at RIP {value:#x} needs a table or stack at {address:#x}, where there is no memory"
+        ),
         error => {
             HypervisorError::request("RUN", nix::errno::Errno::EIO).to_string()
                 + &format!(" (error {error}, address {address:#x}, value {value:#x})")

@@ -146,6 +146,13 @@ impl<H: Host> Vcpu<H> {
             Exit::Halt => Ok(false),
             Exit::Memory { gpa, write } => match around.memory.fault(around.space, gpa, write) {
                 Ok(()) => Ok(false),
+                // The instruction at RIP has nothing to do with it: the processor was after an IDT, a TSS or a stack.
+                Err(FaultError::NotMemory) if self.cpu.is_delivering() => Ok(error(
+                    run,
+                    ERROR_EVENT_DELIVERY,
+                    gpa.0,
+                    self.cpu.snapshot().rip,
+                )),
                 Err(FaultError::NotMemory) => self.device_memory(gpa, around, run),
                 Err(FaultError::Resolve(ResolveError::Interrupted)) => Err(Interrupted),
                 Err(_) => Ok(error(run, ERROR_GUEST_MEMORY, gpa.0, 0)),

@@ -186,6 +186,11 @@ impl<H: Host> VmxVcpu<H> {
         self.nmi_pending = true;
     }
 
+    /// Whether the last exit interrupted the delivery of an interrupt or exception.
+    pub const fn is_delivering(&self) -> bool {
+        self.reinject.is_some()
+    }
+
     /// The registers at the end of the last window.
     pub const fn snapshot(&self) -> &Snapshot {
         &self.snapshot
