@@ -28,6 +28,11 @@ pub enum Exit {
         /// Whether it wrote.
         write: bool,
     },
+    /// The guest needs the four PDPTEs of PAE paging from its memory; what needs them comes again.
+    PageDirectoryPointers {
+        /// Where the first is.
+        gpa: Gpa,
+    },
     /// The guest accessed a port that userspace serves.
     Port {
         /// The port.

@@ -14,7 +14,7 @@ use crate::arch::{Exit, ExitError};
 use crate::iospace::{Direction, Width};
 use crate::memory::{FaultError, GuestMemory};
 use crate::platform::{Platform, PortOutcome};
-use pvmm_hostabi::{Host, Interrupted, Ns, ResolveError, WaitQueue, Waited};
+use pvmm_hostabi::{Gpa, Host, Interrupted, Ns, ResolveError, WaitQueue, Waited};
 use pvmm_uapi::*;
 
 /// Longest sleep of a halted vCPU; it looks again then, which costs nothing and bounds the harm of a lost deadline.
@@ -157,6 +157,22 @@ impl<H: Host> Vcpu<H> {
                 Err(FaultError::Resolve(ResolveError::Interrupted)) => Err(Interrupted),
                 Err(_) => Ok(error(run, ERROR_GUEST_MEMORY, gpa.0, 0)),
             },
+            Exit::PageDirectoryPointers { gpa } => {
+                let mut entries = [u64::MAX; 4];
+                for (index, entry) in (0..).zip(&mut entries) {
+                    let mut bytes = [0; 8];
+                    // Where there is no memory, all ones are read.
+                    if around
+                        .memory
+                        .read(around.space, Gpa(gpa.0 + 8 * index), &mut bytes)
+                        .is_ok()
+                    {
+                        *entry = u64::from_le_bytes(bytes);
+                    }
+                }
+                self.cpu.set_pdptes(entries);
+                Ok(false)
+            }
             Exit::Port {
                 port,
                 width,

@@ -22,6 +22,12 @@ pub const CR0_PG: u64 = 1 << 31;
 /// Bits of CR0 that are defined; a write of any other is #GP.
 pub const CR0_DEFINED: u64 = 0xe005_003f;
 
+/// CR4.PSE: 4 MiB pages.
+pub const CR4_PSE: u64 = 1 << 4;
+/// CR4.MCE: machine checks.
+pub const CR4_MCE: u64 = 1 << 6;
+/// CR4.PGE: global pages.
+pub const CR4_PGE: u64 = 1 << 7;
 /// CR4.PAE.
 pub const CR4_PAE: u64 = 1 << 5;
 /// CR4.UMIP.

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Exits: which are handled at once, and which end the window (exit reasons: SDM volume 3, appendix C).
 
+use super::exit_cr::{Outcome, Stop};
 use super::host::HostRegisters;
 use super::instructions::CurrentVmcs;
 use super::run::{Afterwards, WindowContext};
-use super::state::{guest_cr0, guest_cr4};
+use super::state::{guest_cr0, guest_cr4, pdpt};
 use super::vcpu::VmxVcpu;
 use super::vmcs::*;
 use crate::arch::x86::msr::*;
@@ -93,6 +94,8 @@ impl<H: Host> VmxVcpu<H> {
             }
             CR_ACCESS => {
                 let outcome = self.exit_cr_access(vmcs, context.platform);
+                // What was read for this instruction is not for another.
+                self.pdptes = None;
                 self.finish(vmcs, outcome)
             }
             MOV_DR => {
@@ -161,10 +164,13 @@ impl<H: Host> VmxVcpu<H> {
         Flow::Enter
     }
 
-    fn finish(&mut self, vmcs: &CurrentVmcs, outcome: Result<(), Exception>) -> Flow {
+    fn finish(&mut self, vmcs: &CurrentVmcs, outcome: Outcome) -> Flow {
         match outcome {
             Ok(()) => self.done(vmcs),
-            Err(exception) => self.fault(exception),
+            Err(Stop::Raise(exception)) => self.fault(exception),
+            Err(Stop::NeedsPdptes) => Flow::Leave(Exit::PageDirectoryPointers {
+                gpa: pdpt(vmcs.read(GUEST_CR3)),
+            }),
         }
     }
 

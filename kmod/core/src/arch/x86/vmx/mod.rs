@@ -2,6 +2,7 @@
 //! VT-x (SDM volume 3, chapters 25 to 32).
 
 pub mod capability;
+mod control_registers;
 mod entry;
 pub mod ept;
 mod exit;

@@ -9,7 +9,7 @@ use super::entry::enter;
 use super::exit::Flow;
 use super::host::HostRegisters;
 use super::instructions::{invept, invvpid, CurrentVmcs};
-use super::state::{guest_cr0, guest_cr4, read_segment};
+use super::state::{guest_cr0, guest_cr4, pdpt, read_segment, write_pdptes};
 use super::vcpu::VmxVcpu;
 use super::vmcs::*;
 use crate::arch::x86::registers::*;
@@ -116,11 +116,7 @@ impl<H: Host> VmxVcpu<H> {
             if self.last_cpu != Some(cpu) {
                 self.last_cpu = Some(cpu);
                 self.flushed_epoch = None;
-                if self.capability.has_vpid() {
-                    // SAFETY: in VMX operation; single-context INVVPID exists if VPIDs are used.
-                    let flushed = unsafe { invvpid(self.vpid) };
-                    debug_assert!(flushed.is_ok());
-                }
+                self.forget_translations();
             }
             // SAFETY: supervisor mode, interrupts off, `vmcs` current here; restored below, before `irq` is dropped.
             let host = unsafe { HostRegisters::save(&vmcs, self.capability.has_rdtscp()) };
@@ -211,6 +207,15 @@ impl<H: Host> VmxVcpu<H> {
         self.write_tsc_offset(vmcs);
     }
 
+    /// Drops what the CPU has cached of the guest's own page tables. Inside a window.
+    pub(super) fn forget_translations(&self) {
+        if self.capability.has_vpid() {
+            // SAFETY: in VMX operation; single-context INVVPID exists if VPIDs are used.
+            let flushed = unsafe { invvpid(self.vpid) };
+            debug_assert!(flushed.is_ok());
+        }
+    }
+
     /// Writes the TSC offset, IA32_TSC_ADJUST included.
     pub(super) fn write_tsc_offset(&self, vmcs: &CurrentVmcs) {
         vmcs.write(TSC_OFFSET, self.tsc_offset.wrapping_add(self.tsc_adjust));
@@ -271,6 +276,15 @@ impl<H: Host> VmxVcpu<H> {
         context: &mut WindowContext<'_, H>,
         afterwards: &mut Afterwards,
     ) -> Exit {
+        if self.needs_pdptes {
+            let Some(pdptes) = self.pdptes.take() else {
+                return Exit::PageDirectoryPointers {
+                    gpa: pdpt(vmcs.read(GUEST_CR3)),
+                };
+            };
+            write_pdptes(vmcs, &pdptes);
+            self.needs_pdptes = false;
+        }
         let host_breakpoints = self.load_debug_registers(vmcs);
         // SAFETY: CR2 is the guest's during a window; host page faults do not happen with interrupts off in memory that is
         // mapped.
@@ -300,9 +314,11 @@ impl<H: Host> VmxVcpu<H> {
         match exit {
             Exit::Halt => self.snapshot.rflags = vmcs.read(GUEST_RFLAGS),
             // The instruction will be carried out, or reported, outside.
-            Exit::Memory { .. } | Exit::StringPort { .. } | Exit::Shutdown | Exit::Error(_) => {
-                self.take_snapshot(vmcs);
-            }
+            Exit::Memory { .. }
+            | Exit::StringPort { .. }
+            | Exit::PageDirectoryPointers { .. }
+            | Exit::Shutdown
+            | Exit::Error(_) => self.take_snapshot(vmcs),
             Exit::Host | Exit::Port { .. } | Exit::Unavailable => {}
         }
         exit

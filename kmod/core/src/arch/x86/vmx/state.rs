@@ -8,7 +8,7 @@ use super::vmcs::*;
 use crate::arch::x86::msr::IA32_PAT;
 use crate::arch::x86::registers::*;
 use crate::arch::x86::xsave;
-use pvmm_hostabi::Host;
+use pvmm_hostabi::{Gpa, Host};
 use pvmm_uapi::{
     DescriptorTable, MsrEntry, Segment, VcpuState, ACTIVITY_ACTIVE, ACTIVITY_HLT,
     ACTIVITY_WAIT_FOR_SIPI, BLOCKING_BY_MOV_SS, BLOCKING_BY_NMI, BLOCKING_BY_STI,
@@ -52,6 +52,18 @@ pub(super) fn guest_cr0(vmcs: &CurrentVmcs) -> u64 {
 pub(super) fn guest_cr4(vmcs: &CurrentVmcs) -> u64 {
     let mask = vmcs.read(CR4_GUEST_HOST_MASK);
     (vmcs.read(GUEST_CR4) & !mask) | (vmcs.read(CR4_READ_SHADOW) & mask)
+}
+
+/// Where PAE paging has its four PDPTEs (SDM volume 3, 5.4.1).
+pub(super) const fn pdpt(cr3: u64) -> Gpa {
+    Gpa(cr3 & 0xffff_ffe0)
+}
+
+/// Writes the PDPTEs that VM entry loads for PAE paging.
+pub(super) fn write_pdptes(vmcs: &CurrentVmcs, entries: &[u64; 4]) {
+    for (index, entry) in (0..).zip(entries) {
+        vmcs.write(GUEST_PDPTE0.at(index), *entry);
+    }
 }
 
 /// IA32_PAT after reset (SDM volume 3, 13.12.4).
@@ -203,6 +215,7 @@ impl<H: Host> VmxVcpu<H> {
         self.write_cr4(vmcs, state.cr4);
         self.write_efer(vmcs, state.efer);
         vmcs.write(GUEST_CR3, state.cr3);
+        self.needs_pdptes = self.control_registers(vmcs).has_pdptes();
         vmcs.write(GUEST_DR7, state.dr7);
         for (index, segment) in state.segments.iter().enumerate() {
             write_segment(vmcs, index as u32, segment);

@@ -74,6 +74,10 @@ pub struct VmxVcpu<H: Host> {
     pub(super) reinject: Option<(u32, u32, u32)>,
     pub(super) snapshot: Snapshot,
     pub(super) changes: Changes,
+    /// PDPTEs that were read from memory for the instruction that asked for them.
+    pub(super) pdptes: Option<[u64; 4]>,
+    /// The VMCS has no PDPTEs yet and must get some before the guest is entered.
+    pub(super) needs_pdptes: bool,
     pub(super) cpuid: H::Box<GuestCpuid>,
     /// State to load into the VMCS when the next window opens.
     pub(super) incoming: Option<H::Box<pvmm_uapi::VcpuState>>,
@@ -127,6 +131,8 @@ impl<H: Host> VmxVcpu<H> {
             reinject: None,
             snapshot: Snapshot::default(),
             changes: Changes::default(),
+            pdptes: None,
+            needs_pdptes: false,
             incoming: Some(incoming),
             cpuid,
             tsc_offset: 0,
@@ -214,6 +220,11 @@ impl<H: Host> VmxVcpu<H> {
             crate::iospace::Width::W2 => (*rax & !0xffff) | (value & 0xffff),
             _ => value & 0xffff_ffff,
         };
+    }
+
+    /// Gives the vCPU the PDPTEs of [`crate::arch::Exit::PageDirectoryPointers`].
+    pub fn set_pdptes(&mut self, entries: [u64; 4]) {
+        self.pdptes = Some(entries);
     }
 
     /// What to change when the next window opens.

@@ -37,6 +37,7 @@ fields! {
     GUEST_DEBUGCTL = 0x2802,
     GUEST_PAT = 0x2804,
     GUEST_EFER = 0x2806,
+    GUEST_PDPTE0 = 0x280a,
     HOST_PAT = 0x2c00,
     HOST_EFER = 0x2c02,
     PIN_BASED_CONTROLS = 0x4000,
