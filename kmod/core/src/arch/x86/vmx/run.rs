@@ -190,7 +190,10 @@ impl<H: Host> VmxVcpu<H> {
                     CR0_GUEST_HOST_MASK,
                     CR0_NE | CR0_NW | CR0_CD | !CR0_DEFINED & 0xffff_ffff,
                 ),
-                (CR4_GUEST_HOST_MASK, !self.allowed_cr4 | CR4_PCIDE | CR4_PAE),
+                (
+                    CR4_GUEST_HOST_MASK,
+                    !self.allowed_cr4 | CR4_PCIDE | CR4_PAE | CR4_MCE,
+                ),
             ] {
                 vmcs.write(field, value);
             }

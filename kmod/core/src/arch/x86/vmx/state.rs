@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A vCPU's architectural state: from the VMCS and the fields beside it to the ABI's form and back.
 
+use super::control_registers::is_valid_xcr0;
 use super::instructions::CurrentVmcs;
 use super::msr_access::saved_msrs;
 use super::vcpu::VmxVcpu;
@@ -111,10 +112,14 @@ impl<H: Host> VmxVcpu<H> {
         vmcs.write(GUEST_CR0, real);
     }
 
-    /// CR4 for the guest: VMXE is on behind its back.
+    /// CR4 for the guest: VMXE is on behind its back, and MCE is the host's, whose machine checks would otherwise shut
+    /// the processor down.
     pub(super) fn write_cr4(&self, vmcs: &CurrentVmcs, value: u64) {
         vmcs.write(CR4_READ_SHADOW, value);
-        vmcs.write(GUEST_CR4, value | self.capability.cr4_fixed_1 | CR4_VMXE);
+        // SAFETY: a VMCS is current only in VMX operation, hence in supervisor mode.
+        let host = unsafe { read_cr4() } & CR4_MCE;
+        let real = (value & !CR4_MCE) | host | self.capability.cr4_fixed_1 | CR4_VMXE;
+        vmcs.write(GUEST_CR4, real);
     }
 
     /// Sets EFER and the entry control that must agree with it.
@@ -149,7 +154,7 @@ impl<H: Host> VmxVcpu<H> {
         if state.efer & !(EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE) != 0 {
             return Err(InvalidVcpuState("IA32_EFER"));
         }
-        if state.xcr0 & !self.allowed_xcr0 != 0 || state.xcr0 & 1 == 0 {
+        if !is_valid_xcr0(state.xcr0, self.allowed_xcr0) {
             return Err(InvalidVcpuState("XCR0"));
         }
         if state.dr7 >> 32 != 0 || state.dr6 >> 32 != 0 {
