@@ -80,6 +80,7 @@ impl Base {
         if let Some(init) = guest {
             files.extend(self.guest(&init)?);
         }
+        files.extend(hostile_guest()?);
         files.extend(module.map(|module| GuestFile {
             path: "/lib/modules/pvmm.ko".to_owned(),
             source: module.stripped.clone(),
@@ -134,6 +135,8 @@ impl Base {
 pub const GUEST_KERNEL: &str = "/guest/vmlinuz";
 /// Where hosts have the same kernel unpacked: under emulation, a guest's own unpacking takes long.
 pub const GUEST_VMLINUX: &str = "/guest/vmlinux";
+/// Where hosts have a guest that does what a guest must not get away with: the program of the crate `pvmm-hostile`.
+pub const GUEST_HOSTILE: &str = "/guest/hostile";
 /// Where hosts have an initramfs for guests: the verifier of the crate `pvmm-guest`.
 pub const GUEST_INITRD: &str = "/guest/initrd";
 
@@ -190,6 +193,36 @@ pub fn compile(packages: &[&str]) -> Result<PathBuf> {
     }
     step.done();
     Ok(target.join(TRIPLE).join("release"))
+}
+
+/// The package of [`GUEST_HOSTILE`].
+const HOSTILE: &str = "pvmm-hostile";
+
+/// Builds the hostile guest, if the workspace has it: a program for no operating system at fixed addresses.
+fn hostile_guest() -> Result<Option<GuestFile>> {
+    if !packages()?.iter().any(|name| name == HOSTILE) {
+        return Ok(None);
+    }
+    // Other flags than those of the programs, which would otherwise be built anew each time.
+    let target = paths::lab().join("target-hostile");
+    let mut command = paths::cargo(&["build", "--quiet", "--release", "--target", TRIPLE]);
+    command
+        .args(["--package", HOSTILE, "--bin", HOSTILE])
+        .args(["--features", "freestanding"])
+        .arg("--target-dir")
+        .arg(&target)
+        .env(
+            "RUSTFLAGS",
+            "-C relocation-model=static -C target-feature=+crt-static",
+        )
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    if !command.status().map_err(start("cargo"))?.success() {
+        return Err(Error::Cargo("build --release".to_owned()));
+    }
+    Ok(Some(GuestFile {
+        path: GUEST_HOSTILE.to_owned(),
+        source: target.join(TRIPLE).join("release").join(HOSTILE),
+    }))
 }
 
 /// Names of the workspace's packages.
