@@ -1,16 +1,13 @@
 //! A guest on emulated hosts: daemons, the verifier in the guest, and what it says on its consoles.
 
 use std::error::Error;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use pvmm_lab::{Host, Wire};
+use pvmm_lab::daemon::{load_module, url};
+use pvmm_lab::Host;
 
-/// Where the daemons write what guests print on COM1.
-const CONSOLES: &str = "/tmp/consoles";
-/// Where the daemons log.
-const DAEMON_LOG: &str = "/tmp/pvmmd.log";
-/// Port of a daemon that takes guests.
-const PORT: u16 = 7000;
+pub use pvmm_lab::daemon::console;
+
 /// How long a step may take on a slow machine.
 pub const LIMIT: Duration = Duration::from_secs(900);
 /// The device that the tests pass through: the host's second serial port.
@@ -31,7 +28,7 @@ pub const APIC: &str = "";
 /// # Errors
 /// Those of the host; the daemon's log if it doesn't answer.
 pub fn serve(host: &mut Host) -> Result<u32, Box<dyn Error>> {
-    host.sh("insmod /lib/modules/pvmm.ko")?;
+    load_module(host)?;
     daemon(host, &format!("--grant {COM2}"))
 }
 
@@ -49,17 +46,8 @@ pub fn daemon(host: &mut Host, options: &str) -> Result<u32, Box<dyn Error>> {
 /// # Errors
 /// Those of the host; the daemon's log if it doesn't answer.
 pub fn daemon_with(host: &mut Host, options: &str) -> Result<u32, Box<dyn Error>> {
-    let line = format!(
-        "mkdir -p {CONSOLES} /run/pvmm; RUST_LOG=debug exec pvmmd serve --console-log {CONSOLES} \
-         --listen {} {options}",
-        url(host)
-    );
-    let pid = host.spawn(&["sh", "-c", &line], DAEMON_LOG)?;
-    host.sh(&format!(
-        "for i in $(seq 600); do pvmmd version > /dev/null 2>&1 && exit 0; usleep 50000; done; \
-         cat {DAEMON_LOG}; exit 1"
-    ))?;
-    Ok(pid)
+    let options = format!("--listen {} {options}", url(host));
+    Ok(pvmm_lab::daemon::serve(host, &options)?)
 }
 
 /// Starts the verifier's guest, with these words on its kernel's command line beside the usual ones, and waits until it
@@ -83,50 +71,18 @@ pub fn start(
     Ok(())
 }
 
-/// What a guest has printed on COM1 while it was on this host.
+/// Waits until the guest's console on this host has at least `count` lines with `text`, and returns it. A line in which the
+/// verifier reports a failure ends the test.
 ///
 /// # Errors
-/// Those of the host.
-pub fn console(host: &mut Host, guest: &str) -> Result<String, Box<dyn Error>> {
-    Ok(host.sh(&format!("cat {CONSOLES}/{guest}.log 2>/dev/null; :"))?)
-}
-
-/// Waits until the guest's console on this host has at least `count` lines with `text`. A line in which the verifier
-/// reports a failure ends the test.
-///
-/// # Errors
-/// The failure that the guest has reported, or the console if the lines don't come.
+/// What the guest has reported, or what it, its daemon and the host's kernel have said if the lines don't come.
 pub fn wait_for(
     host: &mut Host,
     guest: &str,
     text: &str,
     count: usize,
 ) -> Result<String, Box<dyn Error>> {
-    let until = Instant::now() + LIMIT;
-    loop {
-        let console = console(host, guest)?;
-        if let Some(line) = console
-            .lines()
-            .find(|line| line.contains("pvmm-guest FAIL"))
-        {
-            return Err(format!("the guest has noticed something: {line}").into());
-        }
-        if console.lines().filter(|line| line.contains(text)).count() >= count {
-            return Ok(console);
-        }
-        if Instant::now() >= until {
-            let log = host.sh(&format!(
-                "tail -n 20 {DAEMON_LOG}; pvmmd list; dmesg | tail -n 20; :"
-            ))?;
-            return Err(format!(
-                "no {count} lines with {text:?} on {}:\n{console}\n{log}",
-                host.name()
-            )
-            .into());
-        }
-        // Each look costs the host some thousand instructions; the guest's lines come once a second.
-        std::thread::sleep(Duration::from_millis(500));
-    }
+    Ok(pvmm_lab::daemon::wait_for(host, guest, text, count, LIMIT)?)
 }
 
 /// Moves a guest; returns what `pvmmd migrate` printed.
@@ -203,11 +159,6 @@ impl Departure {
         }
         Ok(said)
     }
-}
-
-/// Where the daemon of a host takes guests.
-fn url(host: &Host) -> String {
-    format!("tcp:{}:{PORT}", host.address(Wire::Migration))
 }
 
 /// What a guest's serial ports have said on all hosts where it was, in order.

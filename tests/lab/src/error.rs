@@ -182,6 +182,19 @@ pub enum LabError {
         message: String,
     },
 
+    /// A guest did something else than was waited for.
+    #[error("host {host}: guest {guest} {what}\n{said}")]
+    Guest {
+        /// Name of the host.
+        host: String,
+        /// Name of the guest.
+        guest: String,
+        /// What it did.
+        what: String,
+        /// What it, its daemon and the host's kernel have said.
+        said: String,
+    },
+
     /// A command in a host ended with an exit code other than 0.
     #[error("host {host}: `{command}` ended with {code}\n{stdout}{stderr}")]
     Failed {

@@ -9,7 +9,8 @@
 //! 3. [`cpio`], [`bootdisk`], [`image`]: what a host boots
 //! 4. [`sandbox`]: the namespaces of a run; [`net`], [`serial`]: the wires in it
 //! 5. [`machine`], [`host`]: emulators as hosts that run commands
-//! 6. [`Lab`]: all of it, for one test
+//! 6. [`daemon`]: `pvmmd` on a host
+//! 7. [`Lab`]: all of it, for one test
 
 #![forbid(unsafe_code)]
 
@@ -18,6 +19,7 @@ pub mod bootdisk;
 pub mod cache;
 mod conversation;
 pub mod cpio;
+pub mod daemon;
 pub mod debkernel;
 mod error;
 pub mod host;

@@ -1,12 +1,12 @@
 //! `cargo xtask demo`: a Linux guest moves between two emulated VT-x machines while it works.
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use pvmm_agent::Frame;
 use pvmm_lab::progress::Step;
-use pvmm_lab::{sandbox, Host, HostSpec, Lab, LabError, Wire, PREPARED};
+use pvmm_lab::{daemon, sandbox, Host, HostSpec, Lab, Wire, PREPARED};
 
 use crate::error::{Error, Result};
 use crate::lab::again_inside;
@@ -25,12 +25,8 @@ pub struct Arguments {
 
 /// Name of the guest.
 const GUEST: &str = "traveller";
-/// Where the daemons write what guests print.
-const CONSOLES: &str = "/tmp/consoles";
 /// Where the daemons look for their certificates.
 const TLS: &str = "/etc/pki/pvmm";
-/// Port of the daemon that takes the guest.
-const PORT: u16 = 7000;
 /// The emulated machines execute some 50 million instructions a second and send 2 MB in that time, so the default limit
 /// of 300 ms would leave room for neither.
 const DOWNTIME_LIMIT_MS: &str = "3000";
@@ -67,9 +63,12 @@ fn show(arguments: &Arguments) -> Result<()> {
     step.done();
 
     let step = Step::begin("loading pvmm.ko and starting pvmmd on both", "5 s");
-    let target = format!("tcp:{}:{PORT}", other.address(Wire::Migration));
-    serve(&mut one, &[])?;
-    serve(&mut other, &["--listen", &target])?;
+    let target = daemon::url(&other);
+    for host in [&mut one, &mut other] {
+        daemon::load_module(host)?;
+    }
+    daemon::serve(&mut one, "")?;
+    daemon::serve(&mut other, &format!("--listen {target}"))?;
     step.done();
 
     let step = Step::begin("starting a Linux guest on the first machine", "90 s");
@@ -83,8 +82,8 @@ fn show(arguments: &Arguments) -> Result<()> {
         arguments.memory
     );
     one.sh(&run)?;
-    wait_for_guest(&mut one, "pvmm-guest READY", 1)?;
-    wait_for_guest(&mut one, "pvmm-guest OK", 2)?;
+    daemon::wait_for(&mut one, GUEST, "pvmm-guest READY", 1, LIMIT)?;
+    daemon::wait_for(&mut one, GUEST, "pvmm-guest OK", 2, LIMIT)?;
     step.done();
     last_line(&mut one, "the guest says, on the first machine")?;
 
@@ -112,7 +111,7 @@ fn show(arguments: &Arguments) -> Result<()> {
     step.done();
 
     let step = Step::begin("the guest goes on, on the second machine", "5 s");
-    wait_for_guest(&mut other, "pvmm-guest OK", 2)?;
+    daemon::wait_for(&mut other, GUEST, "pvmm-guest OK", 2, LIMIT)?;
     step.done();
     last_line(&mut other, "the guest says, on the second machine")?;
     for host in [&mut one, &mut other] {
@@ -140,59 +139,9 @@ fn certify(one: &mut Host, other: &mut Host) -> Result<()> {
     Ok(())
 }
 
-/// Loads the module and starts the daemon, and waits until it answers.
-fn serve(host: &mut Host, options: &[&str]) -> Result<()> {
-    host.sh(&format!(
-        "insmod /lib/modules/pvmm.ko && mkdir -p {CONSOLES} /run/pvmm"
-    ))?;
-    let mut words = vec!["pvmmd", "serve", "--console-log", CONSOLES];
-    words.extend(options);
-    host.spawn(&words, "/tmp/pvmmd.log")?;
-    host.sh(
-        "for i in $(seq 600); do pvmmd version > /dev/null 2>&1 && exit 0; usleep 50000; done; \
-         cat /tmp/pvmmd.log; exit 1",
-    )?;
-    Ok(())
-}
-
-/// Waits until the guest's console on this host has `count` lines with `text`, and none that reports a
-/// failure.
-fn wait_for_guest(host: &mut Host, text: &str, count: usize) -> Result<()> {
-    let until = Instant::now() + LIMIT;
-    loop {
-        let console = console(host)?;
-        if let Some(line) = console
-            .lines()
-            .find(|line| line.contains("pvmm-guest FAIL"))
-        {
-            return Err(Error::Usage(format!(
-                "the guest has noticed something: {line}"
-            )));
-        }
-        if console.lines().filter(|line| line.contains(text)).count() >= count {
-            return Ok(());
-        }
-        if Instant::now() >= until {
-            return Err(LabError::Timeout {
-                host: host.name().to_owned(),
-                what: format!("the guest's line {text:?} (its console: {console})"),
-                limit: LIMIT,
-                console: host.console_log(),
-            }
-            .into());
-        }
-        // Each look costs the host some thousand instructions; a guest's line comes once a second.
-        std::thread::sleep(Duration::from_millis(500));
-    }
-}
-
 fn last_line(host: &mut Host, what: &str) -> Result<()> {
-    let console = console(host)?;
+    let console = daemon::console(host, GUEST)?;
     let line = console.lines().rfind(|line| line.contains("pvmm-guest"));
     println!("    {what}: {}", line.unwrap_or("(nothing)").trim_end());
     Ok(())
-}
-
-fn console(host: &mut Host) -> Result<String> {
-    Ok(host.sh(&format!("cat {CONSOLES}/{GUEST}.log 2>/dev/null; :"))?)
 }

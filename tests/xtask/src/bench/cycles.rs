@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pvmm_bench::{END, LOOPS, OPERATIONS};
 use pvmm_lab::progress::Step;
-use pvmm_lab::{Host, HostSpec, Lab};
+use pvmm_lab::{daemon, Host, HostSpec, Lab};
 
 use super::results::Results;
 use super::{INITRD, PROGRAM};
@@ -16,8 +16,6 @@ use crate::prepare::GUEST_VMLINUX;
 const EXIT_GOALS: [(&str, f64); 2] = [("cpuid", 0.8 * 1443.0), ("port-in-core", 0.8 * 1658.0)];
 /// What a guest's work may take, as a multiple of the bare host's time.
 const WORK_GOAL: f64 = 1.03;
-/// Where the daemon writes what guests print.
-const CONSOLES: &str = "/tmp/consoles";
 /// The daemon's control group.
 const CGROUP: &str = "/sys/fs/cgroup/pvmmd";
 /// The passed-through serial port.
@@ -50,15 +48,12 @@ pub fn measure(results: &mut Results) -> Result<()> {
     record(results, "bare host", &bare);
     step.done();
 
+    daemon::load_module(&mut host)?;
+    let pid = daemon::serve(&mut host, "")?;
+    // What the daemon and, on its behalf, the module allocate from here on is counted together.
     host.sh(&format!(
-        "insmod /lib/modules/pvmm.ko && mkdir -p {CONSOLES} /run/pvmm && mount -t cgroup2 none /sys/fs/cgroup && \
-         mkdir {CGROUP}"
+        "mount -t cgroup2 none /sys/fs/cgroup && mkdir {CGROUP} && echo {pid} > {CGROUP}/cgroup.procs"
     ))?;
-    // What the daemon and, on its behalf, the module allocate is counted together.
-    let serve =
-        format!("echo $$ > {CGROUP}/cgroup.procs && exec pvmmd serve --console-log {CONSOLES}");
-    host.spawn(&["sh", "-c", &serve], "/tmp/pvmmd.log")?;
-    host.sh("for i in $(seq 600); do pvmmd version > /dev/null 2>&1 && exit 0; usleep 50000; done; exit 1")?;
     for (name, words, options) in GUESTS {
         let step = Step::begin(format!("measuring in a {name}"), "2 min");
         let before = memory(&mut host)?;
@@ -93,8 +88,9 @@ pub fn measure(results: &mut Results) -> Result<()> {
 
 /// Starts the program as a guest's `/init` and lets it boot.
 fn begin(host: &mut Host, words: &str, options: &str) -> Result<()> {
+    let log = daemon::console_log("b");
     host.sh(&format!(
-        "rm -f {CONSOLES}/b.log; pvmmd run --name b --kernel {GUEST_VMLINUX} --initrd {INITRD} --memory 80M {options} \
+        "rm -f {log}; pvmmd run --name b --kernel {GUEST_VMLINUX} --initrd {INITRD} --memory 80M {options} \
          --device {COM2},backend=physical \
          --cmdline 'console=ttyS0 quiet nokaslr cryptomgr.notests mitigations=off {words}'; sleep 1"
     ))?;
@@ -116,9 +112,10 @@ fn memory(host: &mut Host) -> Result<BTreeMap<String, u64>> {
 /// Waits for the program's end, and returns what it measured.
 fn end(host: &mut Host) -> Result<BTreeMap<String, u64>> {
     // Seldom, since each look takes time from the guest.
+    let log = daemon::console_log("b");
     let script = format!(
-        "for i in $(seq 600); do grep -q '{END}' {CONSOLES}/b.log && break; sleep 1; done; \
-         pvmmd stop b > /dev/null 2>&1; cat {CONSOLES}/b.log"
+        "for i in $(seq 600); do grep -q '{END}' {log} && break; sleep 1; done; \
+         pvmmd stop b > /dev/null 2>&1; cat {log}"
     );
     let out = host.run_with(&["sh", "-c", &script], LIMIT, &mut |_| ())?;
     parsed("guest", &out.stdout)
