@@ -69,10 +69,15 @@ pub fn build() {
             store(table + 8 * entry, 0);
         }
     }
+    for word in 0..32 {
+        store(TSS_64 + 8 * word, 0);
+        store(TSS_32 + 8 * word, 0);
+    }
     restore();
 }
 
-/// Writes all entries again that snippets may have changed, while the tables are in use.
+/// Writes all entries again that snippets may have changed. The tables are in use meanwhile: the watchdog's NMI may come at
+/// any time.
 pub fn restore() {
     page_tables();
     descriptors();
@@ -105,13 +110,13 @@ fn page_tables() {
         );
     }
     for gpa in [HOLE, IO_APIC, IO_APIC + MIB_2] {
-        store(DIRECTORY_3 + 8 * (gpa / MIB_2 & 0x1ff), gpa | ALL | LARGE);
+        store(DIRECTORY_3 + 8 * ((gpa / MIB_2) & 0x1ff), gpa | ALL | LARGE);
     }
     store(PAE_PDPT, DIRECTORY_0 | PRESENT);
     store(PAE_PDPT + 8 * 3, DIRECTORY_3 | PRESENT);
     for gpa in (0..RAM_END).step_by(MIB_4 as usize).chain([HOLE, IO_APIC]) {
         let index = gpa / MIB_4;
-        let entry = (index * MIB_4 | ALL | LARGE) as u32;
+        let entry = ((index * MIB_4) | ALL | LARGE) as u32;
         crate::hardware::store_32(DIRECTORY_32 + 4 * index, entry);
     }
 }
@@ -163,10 +168,6 @@ fn descriptors() {
     ];
     for (selector, descriptor) in entries {
         store(gdt() + u64::from(selector & !7), descriptor);
-    }
-    for word in 0..32 {
-        store(TSS_64 + 8 * word, 0);
-        store(TSS_32 + 8 * word, 0);
     }
     let stack = address_of!(interrupt_stack);
     // RSP0 (offset 4), IST1 (36) and IST2 (44), whose upper halves are 0. The watchdog's NMI has a stack of its own, since it
