@@ -176,6 +176,8 @@ impl Target {
             .arg(format!("-artifact_prefix={}", prefix.display()))
             .args(["-use_value_profile=1", "-print_final_stats=1"])
             .args([found, &kept])
+            // What a panic says is then among the last lines; `--repeat` shows the rest.
+            .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::null())
             .stderr(out)
             .status()
