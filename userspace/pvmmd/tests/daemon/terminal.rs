@@ -31,11 +31,21 @@ struct Terminal {
     seen: String,
 }
 
+/// A command that takes SIGINT as from a terminal, even if these tests run where it is ignored, as a background job does.
+fn interruptible(command: &Command) -> Command {
+    let mut env = Command::new("env");
+    env.arg("--default-signal=INT")
+        .arg(command.get_program())
+        .args(command.get_args());
+    env
+}
+
 impl Terminal {
     fn run(command: &Command) -> Self {
         let OpenptyResult { master, slave } = openpty(None, None).expect("a terminal can be made");
         let line = || Stdio::from(slave.try_clone().expect("a descriptor"));
         // A session of its own, whose terminal this is, so that ^C makes a signal.
+        let command = interruptible(command);
         let child = Command::new("setsid")
             .arg("--ctty")
             .arg(command.get_program())
@@ -193,8 +203,10 @@ fn a_second_control_c_leaves_without_waiting() {
 fn an_interrupt_before_the_daemon_knows_the_move_still_cancels_it() {
     let first = Step::Source(SourcePhase::Connect);
     let (gate, here, there) = held_at(first);
-    let mut client = here.program(&["migrate", "one", &there.url.to_string()]);
-    let mut client = client.spawn().expect("the program is built");
+    let client = here.program(&["migrate", "one", &there.url.to_string()]);
+    let mut client = interruptible(&client)
+        .spawn()
+        .expect("the program is built");
     let limit = Instant::now() + LIMIT;
     // As soon as it can take the signal.
     let blocked = || {
