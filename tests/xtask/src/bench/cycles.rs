@@ -52,7 +52,7 @@ pub fn measure(results: &mut Results) -> Result<()> {
     let pid = daemon::serve(&mut host, "")?;
     // What the daemon and, on its behalf, the module allocate from here on is counted together.
     host.sh(&format!(
-        "mount -t cgroup2 none /sys/fs/cgroup && mkdir {CGROUP} && echo {pid} > {CGROUP}/cgroup.procs"
+        "mount -t cgroup2 none /sys/fs/cgroup && echo +memory > /sys/fs/cgroup/cgroup.subtree_control && mkdir {CGROUP} && echo {pid} > {CGROUP}/cgroup.procs"
     ))?;
     for (name, words, options) in GUESTS {
         let step = Step::begin(format!("measuring in a {name}"), "2 min");
