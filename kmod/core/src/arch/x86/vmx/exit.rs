@@ -103,7 +103,7 @@ impl<H: Host> VmxVcpu<H> {
                 let wrote = outcome.is_ok() && vmcs.read(EXIT_QUALIFICATION) & (1 << 4) == 0;
                 match self.finish(vmcs, outcome) {
                     // The next window loads the breakpoints as they are now.
-                    Flow::Enter if wrote && vmcs.read(GUEST_DR7) & 0xff != 0 => {
+                    Flow::Resume if wrote && vmcs.read(GUEST_DR7) & 0xff != 0 => {
                         Flow::Leave(Exit::Host)
                     }
                     flow => flow,
