@@ -207,6 +207,8 @@ impl<H: Host> VmxVcpu<H> {
             state.event_instruction_length,
         ));
         self.changes = Default::default();
+        // What a vCPU that is restored halted can be woken by, before its first window.
+        self.snapshot.rflags = state.rflags;
         self.incoming = Some(state);
         Ok(())
     }
