@@ -9,6 +9,8 @@ mod cpu;
 mod device;
 mod dispatch;
 mod memory;
+#[cfg(test)]
+mod tests;
 
 pub use dispatch::Error;
 

@@ -99,9 +99,8 @@ pub fn save_image<P: HostPage>(page: &P, image: &mut [u8; XSAVE_SIZE]) {
     }
 }
 
-/// Copies an image into a page, unless XRSTOR would refuse it: components outside `mask`, the compact format, reserved
-/// header bytes or reserved MXCSR bits.
-pub fn load_image<P: HostPage>(page: &P, image: &[u8; XSAVE_SIZE], mask: u64) -> bool {
+/// Whether XRSTOR takes an image: no components outside `mask`, the standard format, no reserved header or MXCSR bits.
+pub fn is_valid_image(image: &[u8; XSAVE_SIZE], mask: u64) -> bool {
     let field = |offset: usize| {
         let mut bytes = [0; 8];
         bytes.copy_from_slice(&image[offset..offset + 8]);
@@ -111,7 +110,12 @@ pub fn load_image<P: HostPage>(page: &P, image: &[u8; XSAVE_SIZE], mask: u64) ->
     let header_is_clean = image[XSTATE_BV + 8..HEADER_END]
         .iter()
         .all(|&byte| byte == 0);
-    if field(XSTATE_BV) & !mask != 0 || !header_is_clean || mxcsr & 0xffff_0000 != 0 {
+    field(XSTATE_BV) & !mask == 0 && header_is_clean && mxcsr & 0xffff_0000 == 0
+}
+
+/// Copies an image that [`is_valid_image`] accepts into a page; another is refused.
+pub fn load_image<P: HostPage>(page: &P, image: &[u8; XSAVE_SIZE], mask: u64) -> bool {
+    if !is_valid_image(image, mask) {
         return false;
     }
     for (bytes, word) in image.chunks_exact(8).zip(page.words()) {

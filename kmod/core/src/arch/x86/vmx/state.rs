@@ -172,24 +172,30 @@ impl<H: Host> VmxVcpu<H> {
         if state.cr8 > 15 {
             return Err(InvalidVcpuState("CR8"));
         }
+        for entry in Self::msrs(state)? {
+            self.check_saved_msr(entry.index, entry.value)
+                .map_err(InvalidVcpuState)?;
+        }
+        if !xsave::is_valid_image(&state.xsave, self.allowed_xcr0) {
+            return Err(InvalidVcpuState("XSAVE image"));
+        }
         Ok(())
+    }
+
+    fn msrs(state: &VcpuState) -> Result<&[MsrEntry], InvalidVcpuState> {
+        state
+            .msrs
+            .get(..state.msr_count as usize)
+            .ok_or(InvalidVcpuState("MSR count"))
     }
 
     /// Takes a new state, which the next window loads. Nothing changes if it is refused.
     pub fn set_state(&mut self, state: H::Box<VcpuState>) -> Result<(), InvalidVcpuState> {
         self.check_state(&state)?;
-        let msrs = state
-            .msrs
-            .get(..state.msr_count as usize)
-            .ok_or(InvalidVcpuState("MSR count"))?;
-        for entry in msrs {
-            self.check_saved_msr(entry.index, entry.value)
-                .map_err(InvalidVcpuState)?;
-        }
         if !xsave::load_image(&self.xsave, &state.xsave, self.allowed_xcr0) {
             return Err(InvalidVcpuState("XSAVE image"));
         }
-        for entry in msrs {
+        for entry in Self::msrs(&state)? {
             self.load_saved_msr(entry.index, entry.value);
         }
         self.registers = state.gpr;

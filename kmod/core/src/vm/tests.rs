@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Requests to a VM of the simulated host, whose VT-x is always taken: as far as they go without a window.
+
+use super::*;
+use crate::arch::x86::vmx::capability::VmxCapability;
+use pvmm_hostabi::sim::{Machine, SimAddressSpace, SimHost};
+use pvmm_hostabi::{HostMem, Hva, VmxUnavailable, PAGE_SIZE};
+use pvmm_uapi::*;
+
+/// A VT-x with all features that requests ask for.
+const CAPABILITY: VmxCapability = VmxCapability {
+    basic: 1 << 55,
+    ept_vpid: u64::MAX,
+    secondary_allowed: u64::MAX << 32,
+    pin: 0,
+    primary: 0,
+    secondary: u32::MAX,
+    exit: 0,
+    entry: 0,
+    preemption_timer_shift: 0,
+    cr0_fixed_1: 0,
+    cr4_fixed_1: 0,
+};
+/// Index of the task priority in `LocalApicState::registers`.
+const TPR: usize = 8;
+/// Index of the processor priority, which is the task's while no interrupt is in service.
+const PPR: usize = 10;
+
+/// A process with a VM that has memory and a vCPU.
+struct Owner {
+    space: SimAddressSpace,
+    /// Two pages for the structures of requests.
+    structure: u64,
+    vm: Vm<SimHost>,
+}
+
+impl Owner {
+    /// On the machine that was entered.
+    fn new() -> Self {
+        let space = SimAddressSpace::new();
+        space.adopt();
+        let structure = space.map(4).start.0;
+        let guest = space.map(16).start.0;
+        let monitor = SimHost::shared(Monitor::of(CAPABILITY, 7)).expect("there is memory");
+        let vm = Vm::new(monitor).expect("there is memory");
+        let owner = Self {
+            space,
+            structure,
+            vm,
+        };
+        let create = CreateVm {
+            flags: VM_APIC,
+            tsc_khz: 0,
+        };
+        let region = MemoryRegion {
+            gpa: 0,
+            size: 16 * PAGE_SIZE,
+            hva: guest,
+            reserved: 0,
+        };
+        owner.request(CREATE_VM, &create).expect("none is there");
+        owner
+            .request(SET_MEMORY_REGION, &region)
+            .expect("it is mapped");
+        owner
+            .request(CREATE_VCPU, &CreateVcpu::default())
+            .expect("memory is there");
+        owner
+    }
+
+    fn store(&self, address: u64, value: &impl Pod) {
+        self.space
+            .store(Hva(address), value.as_bytes())
+            .expect("it is mapped");
+    }
+
+    fn request(&self, request: u32, value: &impl Pod) -> Result<i64, Error> {
+        self.store(self.structure, value);
+        self.vm.ioctl(request, self.structure)
+    }
+
+    fn set_state(&self, state: &VcpuState) -> Result<i64, Error> {
+        let at = self.structure + PAGE_SIZE;
+        self.store(at, state);
+        let request = VcpuStateRequest {
+            state: at,
+            vcpu: 0,
+            size: size_of::<VcpuState>() as u32,
+        };
+        self.request(SET_VCPU_STATE, &request)
+    }
+
+    fn clock(&self) -> Clock {
+        self.request(GET_CLOCK, &Clock::default())
+            .expect("there is one");
+        let mut clock = Clock::default();
+        self.space
+            .load(Hva(self.structure), clock.as_bytes_mut())
+            .expect("it is mapped");
+        clock
+    }
+
+    /// A state as the vCPU could have it, with this task priority.
+    fn state(&self, priority: u32) -> VcpuState {
+        let mut state = VcpuState {
+            xcr0: 1,
+            ..VcpuState::default()
+        };
+        state.apic = self
+            .vm
+            .with_vcpu(|vcpu, _| Ok(vcpu.platform.chipset_mut().save_local_apic(0)))
+            .expect("nobody runs it");
+        state.apic.registers[TPR] = priority;
+        state.apic.registers[PPR] = priority;
+        state
+    }
+
+    fn cr8(&self) -> u64 {
+        self.vm
+            .with_vcpu(|vcpu, _| Ok(vcpu.platform.chipset().cr8()))
+            .expect("nobody runs it")
+    }
+}
+
+fn on_a_machine_without_vtx(body: impl FnOnce(&Owner)) {
+    let machine = Machine::new(1);
+    let _entered = machine.enter();
+    machine.set_vmx(Some(VmxUnavailable::Busy));
+    body(&Owner::new());
+}
+
+#[test]
+fn a_vm_with_a_stopped_clock_does_not_run() {
+    on_a_machine_without_vtx(|owner| {
+        let stopped = Clock {
+            flags: CLOCK_STOPPED,
+            ..owner.clock()
+        };
+        owner
+            .request(SET_CLOCK, &stopped)
+            .expect("the rate is the VM's");
+        assert_eq!(owner.request(RUN, &Run::default()), Err(Error::NotReady));
+        let going = Clock {
+            flags: 0,
+            ..stopped
+        };
+        owner
+            .request(SET_CLOCK, &going)
+            .expect("the rate is the VM's");
+        // It gets as far as the first window, for which there is no VT-x.
+        assert_eq!(owner.request(RUN, &Run::default()), Ok(0));
+    });
+}
+
+#[test]
+fn a_refused_state_changes_nothing() {
+    on_a_machine_without_vtx(|owner| {
+        owner.set_state(&owner.state(0x50)).expect("it is in order");
+        assert_eq!(owner.cr8(), 5);
+
+        let mut unknown = owner.state(0x70);
+        unknown.msr_count = 1;
+        unknown.msrs[0].index = 0x1234_5678;
+        let mut reserved = owner.state(0x70);
+        // MXCSR's upper half.
+        reserved.xsave[27] = 1;
+        let mut too_many = owner.state(0x70);
+        too_many.msr_count = u32::MAX;
+        for refused in [unknown, reserved, too_many] {
+            assert_eq!(owner.set_state(&refused), Err(Error::Invalid));
+            assert_eq!(owner.cr8(), 5);
+        }
+        owner.set_state(&owner.state(0x70)).expect("it is in order");
+        assert_eq!(owner.cr8(), 7);
+    });
+}
