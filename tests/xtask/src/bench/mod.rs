@@ -1,12 +1,13 @@
 //! `cargo xtask bench`: what exits, guests and moves cost, in ticks that repeat.
 //!
-//! Bochs counts one tick of the time-stamp counter per instruction, so figures from one build repeat within a few per cent on any machine
-//! that runs it. They leave out what the emulated hardware charges nothing for: the switch between guest and host,
-//! page-table walks, caches.
+//! Bochs counts one tick of the time-stamp counter per instruction, so figures from one build repeat within a few per cent
+//! on any machine that runs it. They leave out what the emulated hardware charges nothing for: the switch between guest
+//! and host, page-table walks, caches. The stream's speed alone is this machine's, and counts as a ratio.
 
 mod compare;
 mod cycles;
 mod results;
+mod stream;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -46,9 +47,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if !sandbox::is_inside() {
-        return again_inside(&prepare()?);
+        let prepared = prepare()?;
+        stream::prepare()?;
+        return again_inside(&prepared);
     }
     let mut results = Results::default();
+    stream::measure(&mut results)?;
     cycles::measure(&mut results)?;
     print!("{results}");
     let out = match &arguments.out {
