@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::arch::x86::vmx::capability::VmxCapability;
-use pvmm_hostabi::sim::{Machine, SimAddressSpace, SimHost};
+use pvmm_hostabi::sim::{Machine, SimAddressSpace, SimHost, Task};
 use pvmm_hostabi::{HostMem, Hva, VmxUnavailable, PAGE_SIZE};
 use pvmm_uapi::*;
 
@@ -35,8 +35,8 @@ struct Owner {
 }
 
 impl Owner {
-    /// On the machine that was entered.
-    fn new() -> Self {
+    /// On the machine that was entered; `flags` are the VM's.
+    fn new(flags: u32) -> Self {
         let space = SimAddressSpace::new();
         space.adopt();
         let structure = space.map(4).start.0;
@@ -48,10 +48,7 @@ impl Owner {
             structure,
             vm,
         };
-        let create = CreateVm {
-            flags: VM_APIC,
-            tsc_khz: 0,
-        };
+        let create = CreateVm { flags, tsc_khz: 0 };
         let region = MemoryRegion {
             gpa: 0,
             size: 16 * PAGE_SIZE,
@@ -90,14 +87,19 @@ impl Owner {
         self.request(SET_VCPU_STATE, &request)
     }
 
+    /// What the last request has left in its structure.
+    fn answer<T: Pod + Default>(&self) -> T {
+        let mut value = T::default();
+        self.space
+            .load(Hva(self.structure), value.as_bytes_mut())
+            .expect("it is mapped");
+        value
+    }
+
     fn clock(&self) -> Clock {
         self.request(GET_CLOCK, &Clock::default())
             .expect("there is one");
-        let mut clock = Clock::default();
-        self.space
-            .load(Hva(self.structure), clock.as_bytes_mut())
-            .expect("it is mapped");
-        clock
+        self.answer()
     }
 
     /// A state as the vCPU could have it, with this task priority.
@@ -122,16 +124,16 @@ impl Owner {
     }
 }
 
-fn on_a_machine_without_vtx(body: impl FnOnce(&Owner)) {
+fn on_a_machine_without_vtx(flags: u32, body: impl FnOnce(&Owner)) {
     let machine = Machine::new(1);
     let _entered = machine.enter();
     machine.set_vmx(Some(VmxUnavailable::Busy));
-    body(&Owner::new());
+    body(&Owner::new(flags));
 }
 
 #[test]
 fn a_vm_with_a_stopped_clock_does_not_run() {
-    on_a_machine_without_vtx(|owner| {
+    on_a_machine_without_vtx(VM_APIC, |owner| {
         let stopped = Clock {
             flags: CLOCK_STOPPED,
             ..owner.clock()
@@ -154,7 +156,7 @@ fn a_vm_with_a_stopped_clock_does_not_run() {
 
 #[test]
 fn a_refused_state_changes_nothing() {
-    on_a_machine_without_vtx(|owner| {
+    on_a_machine_without_vtx(VM_APIC, |owner| {
         owner.set_state(&owner.state(0x50)).expect("it is in order");
         assert_eq!(owner.cr8(), 5);
 
@@ -172,5 +174,25 @@ fn a_refused_state_changes_nothing() {
         }
         owner.set_state(&owner.state(0x70)).expect("it is in order");
         assert_eq!(owner.cr8(), 7);
+    });
+}
+
+#[test]
+fn a_vcpu_that_is_restored_halted_can_be_woken_if_it_takes_interrupts() {
+    on_a_machine_without_vtx(0, |owner| {
+        let mut halted = VcpuState {
+            activity: ACTIVITY_HLT,
+            rflags: 1 << 9 | 2,
+            ..VcpuState::default()
+        };
+        owner.set_state(&halted).expect("it is in order");
+        // So that it doesn't wait for what nobody sends.
+        Task::current().signal();
+        assert_eq!(owner.request(RUN, &Run::default()), Err(Error::Interrupted));
+
+        halted.rflags = 2;
+        owner.set_state(&halted).expect("it is in order");
+        assert_eq!(owner.request(RUN, &Run::default()), Ok(0));
+        assert_eq!(owner.answer::<Run>().exit, EXIT_HALTED_FOREVER);
     });
 }
