@@ -49,6 +49,8 @@ pub struct Arguments {
 
 /// Cargo's manifest of the targets.
 const MANIFEST: &str = "tests/fuzz/Cargo.toml";
+/// Seed of the brief runs: the same each time, so that a change of the code is what makes a difference.
+const BRIEF_SEED: u32 = 1;
 
 /// Fuzzes.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
@@ -127,15 +129,14 @@ pub fn check(checks: &mut Checks) {
         targets = chosen(&[])?;
         Ok(true)
     });
-    let seed = clock_seed();
     for target in &targets {
         checks.check(
-            &format!("fuzzing {} from seed {seed}", target.name),
+            &format!("fuzzing {} from seed {BRIEF_SEED}", target.name),
             "5 s",
             || {
                 // An empty folder: what earlier runs found isn't the same on every machine.
                 let found = target::empty(paths::fuzz().join("brief").join(&target.name))?;
-                let report = target.fuzz(&found, Limit::Runs(target.brief), seed)?;
+                let report = target.fuzz(&found, Limit::Runs(target.brief), BRIEF_SEED)?;
                 Ok(tell(target, &report))
             },
         );

@@ -190,6 +190,8 @@ fn a_second_control_c_leaves_without_waiting() {
     gate.wait_for(HELD);
     terminal.type_in(b"\x03");
     terminal.wait_for("cancelling the move");
+    // What was not asked yet when the program ends is not asked any more.
+    wait_status(&here, Status::Cancelling);
     terminal.type_in(b"\x03");
     terminal.wait_for("pvmmd job-info one");
     let (ended, _) = terminal.end();
@@ -208,14 +210,16 @@ fn an_interrupt_before_the_daemon_knows_the_move_still_cancels_it() {
         .spawn()
         .expect("the program is built");
     let limit = Instant::now() + LIMIT;
-    // As soon as it can take the signal.
-    let blocked = || {
+    // As soon as it can take the signal: the program itself, since a child on its way there blocks all signals too.
+    let is_ready = || {
         let status = std::fs::read_to_string(format!("/proc/{}/status", client.id()));
         let status = status.expect("it runs");
-        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
-        u64::from_str_radix(mask.expect("a line of proc(5)").trim(), 16).expect("a mask")
+        let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+        let mask = line("SigBlk:").expect("a line of proc(5)").trim();
+        let blocked = u64::from_str_radix(mask, 16).expect("a mask");
+        line("Name:").is_some_and(|name| name.trim() == "pvmmd") && blocked & 2 != 0
     };
-    while blocked() & 2 == 0 {
+    while !is_ready() {
         assert!(Instant::now() < limit, "it never blocks SIGINT");
     }
     let pid = Pid::from_raw(client.id() as i32);
