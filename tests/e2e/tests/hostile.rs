@@ -13,7 +13,7 @@ use pvmm_lab::{Host, HostSpec};
 /// The seed unless `PVMM_SEED` gives another: the same each time, so that a change of the code is what makes a difference.
 const SEED: u64 = 20_261_121;
 /// Rounds of each case unless `PVMM_ROUNDS` says how many.
-const ROUNDS: u64 = 192;
+const ROUNDS: u64 = 96;
 /// The guest that must not notice.
 const NEIGHBOUR: &str = "neighbour";
 /// What may differ between the host's free memory before and after, in KiB: logs, and what the kernel keeps for itself.
