@@ -55,9 +55,11 @@ impl Mode {
         !matches!(self, Self::Long | Self::Compatibility)
     }
 
-    /// Whether every exception leads back, whatever the snippet has done to its stack.
+    /// Whether exceptions lead back, whatever the snippet has done to its stack: they change to another one, or, in real
+    /// mode, all but an odd stack pointer at the end of its segment will do.
     pub const fn has_safe_stack(self, privilege: Privilege) -> bool {
-        !self.is_legacy() || matches!(self, Self::Virtual8086) || privilege as u8 == 3
+        let is_protected = !matches!(self, Self::Virtual8086 | Self::Real);
+        !self.is_legacy() || !is_protected || privilege as u8 == 3
     }
 }
 

@@ -32,13 +32,9 @@ fn add_random_bytes(snippet: &mut Snippet, random: &Random) {
     }
 }
 
-/// Random code in every mode with rings; in ring 0 only where an exception finds a stack whatever becomes of the snippet's.
+/// Random code in every mode; in ring 0 only where an exception finds a stack whatever becomes of the snippet's.
 pub(super) fn random_code(random: &Random) -> Snippet {
-    let mode = match any_mode(random) {
-        // It has one stack for everything; `wild_code` goes there.
-        Mode::Real => Mode::Virtual8086,
-        mode => mode,
-    };
+    let mode = any_mode(random);
     let privilege = if mode.has_safe_stack(Privilege::Kernel) && random.one_in(2) {
         Privilege::Kernel
     } else {
