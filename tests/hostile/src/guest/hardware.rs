@@ -18,6 +18,7 @@ extern "C" {
     fn hostile_rdmsr(index: u64) -> u64;
     fn hostile_wrmsr(index: u64, value: u64);
     fn hostile_clear_debug();
+    fn hostile_features() -> u64;
 }
 
 /// OUT of a byte.
@@ -38,10 +39,16 @@ pub fn write_msr(index: u32, value: u64) {
     unsafe { hostile_wrmsr(index.into(), value) }
 }
 
+/// Whether the machine has a local APIC, as CPUID.01H:EDX bit 9 says.
+pub fn has_apic() -> bool {
+    // SAFETY: every 64-bit processor has CPUID, and it has no effect but its result.
+    unsafe { hostile_features() & (1 << 9) != 0 }
+}
+
 /// Puts back the registers that a snippet may have changed and that matter to the guest.
 pub fn repair_registers() {
-    // SAFETY: reading these MSRs has no side effects; they exist on every processor with a local APIC.
-    if unsafe { hostile_rdmsr(APIC_BASE.into()) } != APIC_BASE_RESET {
+    // SAFETY: reading this MSR has no side effects, and every processor with a local APIC has it.
+    if has_apic() && unsafe { hostile_rdmsr(APIC_BASE.into()) } != APIC_BASE_RESET {
         // From x2APIC mode the way back leads through being disabled.
         write_msr(APIC_BASE, 0xfee0_0100);
         write_msr(APIC_BASE, APIC_BASE_RESET);

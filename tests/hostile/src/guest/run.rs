@@ -1,7 +1,7 @@
 //! One round: everything is put in place, the snippet runs, and whatever ends it leads back here.
 
 use crate::hardware::{
-    copy, fill, port_out, repair_registers, store, store_32, store_bytes, write_msr,
+    copy, fill, has_apic, port_out, repair_registers, store, store_32, store_bytes, write_msr,
 };
 use crate::tables::{self, gdt, DIRECTORY_32, PAE_PDPT};
 use pvmm_hostile::cases::random_code::table_entry;
@@ -105,6 +105,16 @@ fn repair(case: Case, seed: u64, round: u64) {
             }
         }
     }
+    // Both 8259s masked.
+    port_out(0x21, 0xff);
+    port_out(0xa1, 0xff);
+    if has_apic() {
+        repair_apics(case);
+    }
+}
+
+/// Puts back the registers of both APICs.
+fn repair_apics(case: Case) {
     // The local APIC on, everything in it masked; the watchdog's pin of the I/O APIC an NMI.
     for lvt in [0x320, 0x330, 0x340, 0x350, 0x360, 0x370] {
         store_32(LOCAL_APIC + lvt, 0x1_0000);
@@ -125,9 +135,6 @@ fn repair(case: Case, seed: u64, round: u64) {
             store_32(IO_APIC + 0x10, 0x1_0000);
         }
     }
-    // Both 8259s masked.
-    port_out(0x21, 0xff);
-    port_out(0xa1, 0xff);
 }
 
 /// One NMI in 20 ms, in any mode and with interrupts off: counter 0 in mode 0.

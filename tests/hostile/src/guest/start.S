@@ -153,6 +153,15 @@ hostile_wrmsr:
     shrq $32, %rdx
     wrmsr
     ret
+/* hostile_features(): EDX of CPUID leaf 1 */
+.globl hostile_features
+hostile_features:
+    pushq %rbx
+    movl $1, %eax
+    cpuid
+    movl %edx, %eax
+    popq %rbx
+    ret
 /* hostile_clear_debug() */
 .globl hostile_clear_debug
 hostile_clear_debug:
