@@ -87,7 +87,7 @@ pub(super) fn storm(random: &Random) -> Snippet {
                 .out(0x40, 2)
                 .out(0x40, 0);
             code.load(0, 0x700).store(LOCAL_APIC + 0x350);
-            let place = code.repeat(20_000);
+            let place = code.repeat(2_000);
             code.raw(&[0xf3, 0x90]).again(place);
         }
         // The 8259 pair initialised again and again while it is used.
@@ -110,7 +110,7 @@ pub(super) fn storm(random: &Random) -> Snippet {
                 .store(LOCAL_APIC + 0x320)
                 .load(0, 1 + random.below(4))
                 .store(LOCAL_APIC + 0x380);
-            let place = code.repeat(20_000);
+            let place = code.repeat(2_000);
             code.raw(&[0xf3, 0x90]).again(place);
         }
         // TSC deadlines in the past, at once, and never.

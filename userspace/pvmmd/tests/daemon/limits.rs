@@ -45,7 +45,11 @@ fn two() -> (Process, Process) {
 
 #[test]
 fn a_target_that_cannot_map_the_guest_s_memory_refuses_it_before_the_first_page() {
-    let (here, there) = two();
+    let gate = Gate::new();
+    let here = Process::start(&gate, &[], &[]);
+    here.run("one", &[]).expect("nothing against it");
+    // Otherwise each new thread reserves address space for a heap of its own, many times the guest's memory.
+    let there = Process::start(&gate, &[], &["env", "MALLOC_ARENA_MAX=1"]);
     // Room for threads, not for the guest.
     let room = address_space(&there) + Process::MEMORY - (2 << 20);
     limit(&there, &format!("--as={room}:"));
