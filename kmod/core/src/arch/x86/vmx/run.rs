@@ -355,9 +355,12 @@ impl<H: Host> VmxVcpu<H> {
             .platform
             .next_deadline(now)
             .map_or(WINDOW_NS, |deadline| {
-                deadline.saturating_sub(now).clamp(MIN_RUN_NS, WINDOW_NS)
+                deadline.saturating_sub(now).min(WINDOW_NS)
             });
-        Ok(tsc.wrapping_add(context.platform.host_ticks(wait)))
+        let due = tsc.wrapping_add(context.platform.host_ticks(wait));
+        // From here on: what has been done above is the monitor's time, not the guest's.
+        let soonest = rdtsc().wrapping_add(context.platform.host_ticks(MIN_RUN_NS));
+        Ok(due.max(soonest))
     }
 
     /// Enters the guest again and again while its exits change nothing that [`Self::prepare_entry`] looks at: neither
