@@ -44,21 +44,6 @@ const REQUESTS: [u32; 20] = [
     DEVICE_EXECUTE,
 ];
 
-/// A VT-x with all features that requests ask for.
-const CAPABILITY: VmxCapability = VmxCapability {
-    basic: 1 << 55,
-    ept_vpid: u64::MAX,
-    secondary_allowed: u64::MAX << 32,
-    pin: 0,
-    primary: 0,
-    secondary: u32::MAX,
-    exit: 0,
-    entry: 0,
-    preemption_timer_shift: 0,
-    cr0_fixed_1: 0,
-    cr4_fixed_1: 0,
-};
-
 fuzz_target!(|data: &[u8]| {
     let machine = Machine::new(1);
     let _entered = machine.enter();
@@ -66,7 +51,8 @@ fuzz_target!(|data: &[u8]| {
     let ports = Granted::plug(&machine);
     let before = machine.live();
     {
-        let monitor = SimHost::shared(Monitor::of(CAPABILITY, 7)).expect("there is memory");
+        let monitor =
+            SimHost::shared(Monitor::of(VmxCapability::WITHOUT_CPU, 7)).expect("there is memory");
         let vm = Vm::<SimHost>::new(monitor).expect("there is memory");
         let mut caller = Caller::new();
         let mut input = Input::new(data);

@@ -7,20 +7,6 @@ use pvmm_hostabi::sim::{Machine, SimAddressSpace, SimHost, Task};
 use pvmm_hostabi::{HostMem, Hva, VmxUnavailable, PAGE_SIZE};
 use pvmm_uapi::*;
 
-/// A VT-x with all features that requests ask for.
-const CAPABILITY: VmxCapability = VmxCapability {
-    basic: 1 << 55,
-    ept_vpid: u64::MAX,
-    secondary_allowed: u64::MAX << 32,
-    pin: 0,
-    primary: 0,
-    secondary: u32::MAX,
-    exit: 0,
-    entry: 0,
-    preemption_timer_shift: 0,
-    cr0_fixed_1: 0,
-    cr4_fixed_1: 0,
-};
 /// Index of the task priority in `LocalApicState::registers`.
 const TPR: usize = 8;
 /// Index of the processor priority, which is the task's while no interrupt is in service.
@@ -41,7 +27,8 @@ impl Owner {
         space.adopt();
         let structure = space.map(4).start.0;
         let guest = space.map(16).start.0;
-        let monitor = SimHost::shared(Monitor::of(CAPABILITY, 7)).expect("there is memory");
+        let monitor =
+            SimHost::shared(Monitor::of(VmxCapability::WITHOUT_CPU, 7)).expect("there is memory");
         let vm = Vm::new(monitor).expect("there is memory");
         let owner = Self {
             space,

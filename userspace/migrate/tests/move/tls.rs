@@ -4,8 +4,8 @@
 
 use crate::certificates::{explicit, Fleet, FUTURE, NOW, PAST};
 use crate::fake_target::FakeHost;
-use crate::network::{assert_same, Scene};
-use crate::ways::{migrate, Ended, Far};
+use crate::network::Scene;
+use crate::ways::{assert_moved, migrate, Ended, Far};
 use pvmm_migrate::error::Error;
 use pvmm_migrate::statistics::Status;
 use pvmm_migrate::target::{self, Served};
@@ -64,14 +64,7 @@ fn two_hosts() -> (Fleet, Security, Security) {
 fn a_guest_moves_over_tls() {
     let (_fleet, one, two) = two_hosts();
     let scene = Scene::plain();
-    let (guest, sent, received) = between(&scene, one, &two);
-    sent.expect("nothing stands against it");
-    let Ok(Served::Arrived(arrived)) = received else {
-        panic!("no guest has arrived: {received:?}");
-    };
-    assert_same(&guest, &arrived.vm);
-    assert_eq!(arrived.statistics.status, Status::Completed);
-    assert!(guest.released && !scene.world.sides().violated);
+    assert_moved(&scene, between(&scene, one, &two));
 }
 
 #[test]

@@ -89,18 +89,22 @@ pub fn migrate(scene: &Scene, (connect, far): Way, free_memory: u64) -> Ended {
     (guest, sent, received)
 }
 
+/// Asserts that a move went well, on both sides.
+pub fn assert_moved(scene: &Scene, (guest, sent, received): Ended) {
+    sent.expect("nothing stands against it");
+    let Ok(Served::Arrived(arrived)) = received else {
+        panic!("no guest has arrived: {received:?}");
+    };
+    assert_same(&guest, &arrived.vm);
+    assert_eq!(arrived.statistics.status, Status::Completed);
+    assert!(guest.released && !scene.world.sides().violated);
+}
+
 #[test]
 fn a_guest_moves_over_tcp_and_over_a_tunnel() {
     for way in [tcp(), tunnel()] {
         let scene = Scene::plain();
-        let (guest, sent, received) = migrate(&scene, way, 1 << 30);
-        sent.expect("nothing stands against it");
-        let Ok(Served::Arrived(arrived)) = received else {
-            panic!("no guest has arrived: {received:?}");
-        };
-        assert_same(&guest, &arrived.vm);
-        assert_eq!(arrived.statistics.status, Status::Completed);
-        assert!(guest.released && !scene.world.sides().violated);
+        assert_moved(&scene, migrate(&scene, way, 1 << 30));
     }
 }
 

@@ -60,6 +60,21 @@ fn adjust(
 }
 
 impl VmxCapability {
+    /// A VT-x with all features that requests ask for and no CPU behind it: for VMs that never open a window.
+    pub const WITHOUT_CPU: Self = Self {
+        basic: 1 << 55,
+        ept_vpid: u64::MAX,
+        secondary_allowed: u64::MAX << 32,
+        pin: 0,
+        primary: 0,
+        secondary: u32::MAX,
+        exit: 0,
+        entry: 0,
+        preemption_timer_shift: 0,
+        cr0_fixed_1: 0,
+        cr4_fixed_1: 0,
+    };
+
     /// Reads the capability MSRs of this CPU.
     ///
     /// # Safety
