@@ -36,9 +36,13 @@ pub struct AttachDevice {
     pub host_irq: u32,
     /// Out: the device's number in the other requests.
     pub device: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// `ATTACH_*`.
+    pub flags: u32,
 }
+
+/// [`AttachDevice::flags`]: nothing of the guest's accesses is remembered, so that those that could go to the hardware
+/// without an exit do. The device's state cannot be captured; [`crate::DEVICE_CAPTURE`] fails with `EOPNOTSUPP`.
+pub const ATTACH_UNRECORDED: u32 = 1 << 0;
 
 /// [`StateRecord::origin`]: a write of the guest, to be issued again in this order.
 pub const ORIGIN_LOG: u8 = 0;

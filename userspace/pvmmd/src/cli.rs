@@ -118,7 +118,7 @@ pub struct Serve {
     #[arg(long, conflicts_with_all = ["tls_dir", "allow_peer"])]
     pub insecure: bool,
     /// Let incoming guests use this device, e.g. serial,port=0x2f8,irq=3[,host-port=0x3e8][,host-irq=4]. Can be repeated.
-    #[arg(long, value_name = "DEVICE")]
+    #[arg(long, value_name = "DEVICE", value_parser = granted)]
     pub grant: Vec<DeviceSpec>,
     /// Memory that all guests together may have. Default: what the host has free when a guest comes.
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
@@ -213,7 +213,8 @@ pub struct Run {
     /// Interrupt controllers: apic (with ACPI) or pic (the 8259 pair alone, no ACPI).
     #[arg(long, value_name = "KIND", value_parser = irqchip, default_value = "apic")]
     pub irqchip: IrqChip,
-    /// Give the guest a device of this host, e.g. serial,port=0x2f8,irq=3[,host-port=0x3e8][,host-irq=4]. Can be repeated.
+    /// Give the guest a device of this host, e.g. serial,port=0x2f8,irq=3[,host-port=0x3e8][,host-irq=4]. With ,record=off
+    /// nothing that the guest does to it costs an exit, and the guest can't be moved. Can be repeated.
     #[arg(long = "device", value_name = "DEVICE")]
     pub devices: Vec<DeviceSpec>,
     /// Connect to the console at once; ^] leaves it.
@@ -302,6 +303,18 @@ fn irqchip(text: &str) -> Result<IrqChip, String> {
         "apic" => Ok(IrqChip::Apic),
         "pic" => Ok(IrqChip::Pic),
         _ => Err(format!("\"{text}\" is neither apic nor pic")),
+    }
+}
+
+fn granted(text: &str) -> Result<DeviceSpec, String> {
+    let spec: DeviceSpec = text
+        .parse()
+        .map_err(|e: pvmm_vmm::SpecError| e.to_string())?;
+    match spec.recorded {
+        true => Ok(spec),
+        false => Err(
+            "the device of a guest that may arrive is always recorded; leave out record=off".into(),
+        ),
     }
 }
 
@@ -402,6 +415,10 @@ mod tests {
             ("serve --socket-mode 7777", &["--socket-mode", "octal"]),
             ("serve --stall-limit 0", &["--stall-limit", "1..=40"]),
             ("serve --grant nic", &["--grant", "nic", "serial"]),
+            (
+                "serve --grant serial,port=0x2f8,irq=3,record=off",
+                &["--grant", "arrive", "record=off"],
+            ),
             ("migrate a host", &["tcp:HOST:PORT"]),
             (
                 "migrate a tcp:h:1 --mode warp",

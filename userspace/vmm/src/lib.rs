@@ -29,5 +29,5 @@ pub mod vm;
 
 pub use error::VmmError;
 pub use hypervisor::{Hypervisor, HypervisorError, VmFd};
-pub use spec::{DeviceSpec, IrqChip};
+pub use spec::{DeviceSpec, IrqChip, SpecError};
 pub use vm::{Vm, VmConfig};

@@ -28,6 +28,8 @@ pub struct DeviceSpec {
     pub host_port: u16,
     /// ISA interrupt of the host's device.
     pub host_irq: u8,
+    /// Whether the guest's accesses are recorded; without that the guest cannot move.
+    pub recorded: bool,
 }
 
 /// What is wrong with a device option.
@@ -41,7 +43,8 @@ pub struct SpecError {
 }
 
 /// What a right option looks like, for messages.
-const FORM: &str = "serial,port=0x2f8,irq=3[,backend=physical][,host-port=0x2f8][,host-irq=3]";
+const FORM: &str =
+    "serial,port=0x2f8,irq=3[,backend=physical][,host-port=0x2f8][,host-irq=3][,record=on|off]";
 
 /// ISA interrupts that a serial port can have. 0 and 2 belong to the chipset, 4 to COM1, 8 to the clock, 9 to ACPI, 13 to
 /// the coprocessor.
@@ -63,6 +66,7 @@ impl FromStr for DeviceSpec {
             )));
         }
         let (mut port, mut irq, mut host_port, mut host_irq) = (None, None, None, None);
+        let mut recorded = None;
         for part in parts {
             let (key, value) = part
                 .split_once('=')
@@ -76,6 +80,9 @@ impl FromStr for DeviceSpec {
                 "host-irq" => host_irq
                     .replace(parse_irq(value).map_err(|e| wrong(format!("host-irq: {e}")))?)
                     .is_some(),
+                "record" => recorded
+                    .replace(parse_switch(value).map_err(|e| wrong(format!("record: {e}")))?)
+                    .is_some(),
                 "backend" if value == "physical" => false,
                 "backend" => {
                     return Err(wrong(format!(
@@ -84,7 +91,7 @@ impl FromStr for DeviceSpec {
                 }
                 _ => {
                     return Err(wrong(format!(
-                        "\"{key}\" is not a key; a serial device has port, irq, backend, host-port, host-irq"
+                        "\"{key}\" is not a key; a serial device has port, irq, backend, host-port, host-irq, record"
                     )))
                 }
             };
@@ -106,6 +113,7 @@ impl FromStr for DeviceSpec {
             irq,
             host_port: host_port.unwrap_or(port),
             host_irq: host_irq.unwrap_or(irq),
+            recorded: recorded.unwrap_or(true),
         })
     }
 }
@@ -122,6 +130,9 @@ impl fmt::Display for DeviceSpec {
         }
         if self.host_irq != self.irq {
             write!(f, ",host-irq={}", self.host_irq)?;
+        }
+        if !self.recorded {
+            f.write_str(",record=off")?;
         }
         Ok(())
     }
@@ -150,6 +161,14 @@ fn parse_irq(value: &str) -> Result<u8, String> {
     }
 }
 
+fn parse_switch(value: &str) -> Result<bool, String> {
+    match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(format!("\"{value}\" is neither on nor off")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,6 +179,7 @@ mod tests {
             "serial,port=0x2f8,irq=3,backend=physical",
             "serial,port=0x2f8,irq=3,backend=physical,host-port=0x3f8,host-irq=4",
             "serial,port=0x3e8,irq=10,backend=physical,host-port=0x2f8",
+            "serial,port=0x2f8,irq=3,backend=physical,record=off",
         ] {
             let spec: DeviceSpec = text.parse().expect(text);
             assert_eq!(spec.to_string(), text);
@@ -169,6 +189,7 @@ mod tests {
             (short.port, short.host_port, short.host_irq),
             (0x2f8, 0x2f8, 3)
         );
+        assert!(short.recorded);
     }
 
     #[test]
@@ -192,6 +213,10 @@ mod tests {
             (
                 "serial,port=0x2f8,irq=3,speed=9600",
                 &["\"speed\"", "host-irq"],
+            ),
+            (
+                "serial,port=0x2f8,irq=3,record=0",
+                &["record", "\"0\"", "off"],
             ),
             ("serial,port=0x3f8,irq=3", &["console", "port=0x2f8"]),
             ("serial,port=0x2f8,irq=4", &["console"]),

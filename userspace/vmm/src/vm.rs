@@ -20,8 +20,8 @@ use crate::rtc::{self, Rtc};
 use crate::spec::{DeviceSpec, IrqChip};
 use crate::vcpu::{End, Vcpu};
 use pvmm_uapi::{
-    AttachDevice, Clock, CpuidEntry, CreateVm, IrqLine, BACKEND_PHYSICAL, CLOCK_STOPPED,
-    KIND_UART16550, VM_APIC,
+    AttachDevice, Clock, CpuidEntry, CreateVm, IrqLine, ATTACH_UNRECORDED, BACKEND_PHYSICAL,
+    CLOCK_STOPPED, KIND_UART16550, VM_APIC,
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -144,6 +144,10 @@ impl Vm {
                 host_port: spec.host_port.into(),
                 guest_irq: spec.irq.into(),
                 host_irq: spec.host_irq.into(),
+                flags: match spec.recorded {
+                    true => 0,
+                    false => ATTACH_UNRECORDED,
+                },
                 ..AttachDevice::default()
             })?;
             devices.push(AttachedDevice {

@@ -30,6 +30,14 @@ impl<H: Host> IoBitmap<H> {
         (self.a.phys(), self.b.phys())
     }
 
+    /// Whether accesses to `port` exit.
+    #[cfg(test)]
+    pub fn exits(&self, port: u16) -> bool {
+        let page = if port < 0x8000 { &self.a } else { &self.b };
+        let bit = usize::from(port & 0x7fff);
+        page.words()[bit / 64].load(Ordering::Relaxed) & 1 << (bit % 64) != 0
+    }
+
     /// Sets whether accesses to `port` exit. Takes effect at the next access.
     pub fn set(&self, port: u16, exits: bool) {
         let page = if port < 0x8000 { &self.a } else { &self.b };

@@ -88,12 +88,22 @@ impl<H: Host> Drop for Claimed<H> {
     }
 }
 
+/// Whether a device's recorder sees the guest's accesses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recording {
+    /// It sees all that it asks for, so that the device can move.
+    On,
+    /// It sees nothing, and no access exits for its sake. The device stays on this host.
+    Off,
+}
+
 /// A claimed device, its recorder, and where the guest sees it.
 pub struct Attached<H: Host> {
     claimed: Claimed<H>,
     _irq: H::Irq<DeviceLine<H>>,
     guest_base: u16,
     recorder: H::Box<RecorderState>,
+    recording: Recording,
     /// The recorder's traps that the I/O bitmap has.
     traps: Option<u64>,
 }
@@ -120,14 +130,21 @@ impl<H: Host> Attached<H> {
         irq: H::Irq<DeviceLine<H>>,
         guest_base: u16,
         recorder: H::Box<RecorderState>,
+        recording: Recording,
     ) -> Self {
         Self {
             claimed,
             _irq: irq,
             guest_base,
             recorder,
+            recording,
             traps: None,
         }
+    }
+
+    /// Whether its recorder sees the guest's accesses.
+    pub const fn recording(&self) -> Recording {
+        self.recording
     }
 
     /// Its recorder and its hardware.
@@ -156,19 +173,24 @@ impl<H: Host> Attached<H> {
                 value
             }
         };
-        self.recorder.after(&Access {
-            at,
-            width,
-            direction,
-            value: value & width.mask(),
-        });
+        if self.recording == Recording::On {
+            self.recorder.after(&Access {
+                at,
+                width,
+                direction,
+                value: value & width.mask(),
+            });
+        }
         value
     }
 
     /// Lets those ports through that need no recording in the device's present state. Only ports at the same place for guest
     /// and host can go through.
     pub fn update_bitmap(&mut self, bitmap: &IoBitmap<H>) {
-        let traps = self.recorder.traps(0);
+        let traps = match self.recording {
+            Recording::On => self.recorder.traps(0),
+            Recording::Off => 0,
+        };
         if self.traps.replace(traps) == Some(traps) {
             return;
         }
@@ -181,4 +203,4 @@ impl<H: Host> Attached<H> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -12,7 +12,9 @@ mod timing;
 #[cfg(test)]
 mod tests;
 
-pub use attached::{AttachError, Attached, Claimed};
+#[cfg(test)]
+pub(crate) use attached::tests as attached_tests;
+pub use attached::{AttachError, Attached, Claimed, Recording};
 pub use clock::VmClock;
 pub use timing::HostTiming;
 
@@ -319,6 +321,14 @@ impl<H: Host> Platform<H> {
         device.update_bitmap(&self.bitmap);
         *place = Some(device);
         Ok(number)
+    }
+
+    /// Whether the state of device `number` can be captured, if there is such a device.
+    pub fn is_recorded(&self, number: u32) -> bool {
+        let attached = number
+            .checked_sub(FIRST_ATTACHED)
+            .and_then(|index| self.attached.get(index as usize)?.as_ref());
+        attached.is_none_or(|device| device.recording() == Recording::On)
     }
 
     /// Calls `body` with the kind, the ranges, the recorder and the backend of device `number`. `None` if there is no such

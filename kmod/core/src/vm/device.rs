@@ -7,7 +7,7 @@ use super::Vm;
 use crate::arch::x86::registers::rdtsc;
 use crate::arch::zeroed;
 use crate::devices::{self, CaptureError, RecorderState, Sink};
-use crate::platform::{AttachError, Attached, Claimed, HostTiming};
+use crate::platform::{AttachError, Attached, Claimed, HostTiming, Recording};
 use crate::vcpu::DeviceLine;
 use pvmm_hostabi::Host;
 use pvmm_uapi::*;
@@ -35,7 +35,7 @@ impl<H: Host> Vm<H> {
         let lines = [attach.guest_irq, attach.host_irq];
         if attach.backend != BACKEND_PHYSICAL
             || attach.kind != KIND_UART16550
-            || attach.reserved != 0
+            || attach.flags & !ATTACH_UNRECORDED != 0
             || lines.iter().any(|irq| *irq > 15 || matches!(irq, 0 | 2))
         {
             return Err(Error::Invalid);
@@ -54,7 +54,11 @@ impl<H: Host> Vm<H> {
                 irq: attach.guest_irq,
             })?;
             let irq = H::claim_irq(attach.host_irq, line)?;
-            let device = Attached::new(claimed, irq, guest_port, recorder);
+            let recording = match attach.flags & ATTACH_UNRECORDED {
+                0 => Recording::On,
+                _ => Recording::Off,
+            };
+            let device = Attached::new(claimed, irq, guest_port, recorder, recording);
             Ok(vcpu.platform.attach(device, ports)?)
         })?;
         write::<H, _>(argument, &attach)
@@ -66,6 +70,9 @@ impl<H: Host> Vm<H> {
         let mut storage = zeroed::<H, [StateRecord; MAX_STATE_RECORDS as usize]>()?;
         let room = request.count.min(MAX_STATE_RECORDS) as usize;
         let (kind, count) = self.with_vcpu(|vcpu, _| {
+            if !vcpu.platform.is_recorded(request.device) {
+                return Err(Error::NotSupported);
+            }
             let now = vcpu.platform.now(rdtsc());
             let mut timing = HostTiming::<H>::begin();
             vcpu.platform

@@ -183,3 +183,46 @@ fn a_vcpu_that_is_restored_halted_can_be_woken_if_it_takes_interrupts() {
         assert_eq!(owner.answer::<Run>().exit, EXIT_HALTED_FOREVER);
     });
 }
+
+#[test]
+fn a_device_that_is_not_recorded_has_no_state_to_capture() {
+    on_a_machine_without_vtx(VM_APIC, |owner| {
+        let _uart = crate::platform::attached_tests::plugged();
+        let attach = AttachDevice {
+            kind: KIND_UART16550,
+            backend: BACKEND_PHYSICAL,
+            guest_port: 0x2f8,
+            host_port: 0x2f8,
+            guest_irq: 3,
+            host_irq: 3,
+            flags: ATTACH_UNRECORDED,
+            ..AttachDevice::default()
+        };
+        let unknown = AttachDevice {
+            flags: ATTACH_UNRECORDED << 1,
+            ..attach
+        };
+        assert_eq!(owner.request(ATTACH_DEVICE, &unknown), Err(Error::Invalid));
+        owner
+            .request(ATTACH_DEVICE, &attach)
+            .expect("the port is free");
+        let capture = |device| DeviceCapture {
+            device,
+            records: owner.structure + PAGE_SIZE,
+            count: 64,
+            ..DeviceCapture::default()
+        };
+        let device = owner.answer::<AttachDevice>().device;
+        assert_eq!(
+            owner.request(DEVICE_CAPTURE, &capture(device)),
+            Err(Error::NotSupported)
+        );
+        owner
+            .request(DEVICE_CAPTURE, &capture(DEVICE_I8254))
+            .expect("that one is recorded");
+        assert_eq!(
+            owner.request(DEVICE_CAPTURE, &capture(device + 1)),
+            Err(Error::Invalid)
+        );
+    });
+}

@@ -117,11 +117,22 @@ pub fn start(
 ) -> Result<Arc<Move>, ControlError> {
     let url: Url = request.url.parse().map_err(ControlError::invalid)?;
     let options = options(daemon, request)?;
+    let vm = guest.vm()?;
+    if let Some(device) = vm.devices().iter().find(|device| !device.spec.recorded) {
+        return Err(ControlError::new(
+            ErrorClass::Refused,
+            format!(
+                "{} cannot be moved: what it did to its device {} is not known; start guests that are to move without record=off",
+                guest.name(),
+                device.spec
+            ),
+        ));
+    }
     let capabilities = daemon
         .hypervisor()
         .capabilities()
         .map_err(ControlError::failed)?;
-    let mut leaving = Leaving::new(guest.vm()?, &capabilities)?;
+    let mut leaving = Leaving::new(vm, &capabilities)?;
     let new = Move::new(Peer {
         url,
         security: daemon.options().security.clone(),

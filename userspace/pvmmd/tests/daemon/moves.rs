@@ -95,6 +95,18 @@ fn a_guest_with_a_device_goes_only_where_it_is_granted() {
 }
 
 #[test]
+fn a_guest_with_a_device_that_is_not_recorded_stays() {
+    let (here, there) = (Host::plain(), Host::plain());
+    here.run("one", &["serial,port=0x2f8,irq=3,record=off"])
+        .expect("nothing against it");
+    let refused = error(here.migrate("one", &there.url).0);
+    assert_eq!(refused.class, ErrorClass::Refused);
+    assert!(refused.desc.contains("without record=off"), "{refused}");
+    assert_eq!(here.info("one").state, GuestState::Running);
+    assert_eq!(there.guests(), []);
+}
+
+#[test]
 fn a_host_that_cannot_take_the_guest_says_why() {
     let here = Host::plain();
     let full = Host::plain();

@@ -2,12 +2,15 @@
 //! Claiming and giving back a UART of the simulated host.
 
 use super::*;
+use crate::vcpu::Control;
 use pvmm_hostabi::sim::{Machine, PortDevice, SimHost};
-use pvmm_hostabi::{ClaimError, HostDev};
+use pvmm_hostabi::{ClaimError, HostDev, HostMem};
 use pvmm_uapi::{KIND_I8259, KIND_UART16550};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::vec::Vec;
 
-const BASE: u16 = 0x2f8;
+/// First port of the UART.
+pub(crate) const BASE: u16 = 0x2f8;
 /// What of MCR follows to MSR in loopback (PC16550D, 8.7): bit of MSR by bit of MCR.
 const LOOPBACK: [(u8, u8); 4] = [(0x01, 0x20), (0x02, 0x10), (0x04, 0x40), (0x08, 0x80)];
 
@@ -22,7 +25,7 @@ struct Registers {
     scr: u8,
 }
 
-struct Uart(Mutex<Registers>);
+pub(crate) struct Uart(Mutex<Registers>);
 
 impl Uart {
     fn registers(&self) -> Registers {
@@ -87,7 +90,8 @@ const RESET: Registers = Registers {
     scr: 0,
 };
 
-fn plugged() -> Arc<Uart> {
+/// A UART in use at [`BASE`] of the machine that was entered.
+pub(crate) fn plugged() -> Arc<Uart> {
     let uart = Arc::new(Uart(Mutex::new(IN_USE)));
     Machine::current().plug(BASE, 8, uart.clone());
     uart
@@ -123,5 +127,35 @@ fn ports_without_a_uart_and_unknown_kinds_are_refused_and_given_back() {
             SimHost::claim_ports(BASE, 8).is_ok(),
             "the ports are free again"
         );
+    }
+}
+
+#[test]
+fn only_what_is_recorded_exits_and_nothing_if_nothing_is_recorded() {
+    let all: Vec<u16> = (BASE..BASE + 8).collect();
+    // FCR and LCR: the one can't be read back, the other decides what the first two ports are.
+    let recorded = [BASE + 2, BASE + 3];
+    let _uart = plugged();
+    for (recording, guest_base, expected) in [
+        (Recording::On, BASE, &recorded[..]),
+        (Recording::Off, BASE, &[]),
+        // Somebody has to translate.
+        (Recording::Off, 0x3e8, &all),
+    ] {
+        let ports = SimHost::claim_ports(BASE, 8).expect("the ports are free");
+        let claimed = Claimed::<SimHost>::new(KIND_UART16550, ports).expect("it is a UART");
+        let control = SimHost::shared(Control::new().expect("memory")).expect("memory");
+        let line = SimHost::shared(DeviceLine { control, irq: 3 }).expect("memory");
+        let irq = SimHost::claim_irq(3, line).expect("nobody has it");
+        let recorder = RecorderState::new(KIND_UART16550).expect("a kind");
+        let recorder = SimHost::boxed(recorder).expect("memory");
+        let mut device = Attached::new(claimed, irq, guest_base, recorder, recording);
+        let bitmap = IoBitmap::<SimHost>::new().expect("memory");
+        device.update_bitmap(&bitmap);
+        let exits: Vec<u16> = (guest_base..guest_base + 8)
+            .filter(|port| bitmap.exits(*port))
+            .map(|port| port - guest_base + BASE)
+            .collect();
+        assert_eq!(exits, expected, "{recording:?} at {guest_base:#x}");
     }
 }
