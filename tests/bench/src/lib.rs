@@ -4,6 +4,8 @@
 //! measurement, so that the two can be compared: `pvmm-bench NAME TICKS`, in ticks of the time-stamp counter.
 #![forbid(unsafe_code)]
 
+pub mod load;
+
 use std::collections::BTreeMap;
 
 /// Starts each line of the program.
@@ -38,11 +40,15 @@ pub const OPERATIONS: [(&str, &str); 7] = [
 ];
 
 /// Loops of ordinary work; ticks of the whole loop.
-pub const LOOPS: [(&str, &str); 4] = [
+pub const LOOPS: [(&str, &str); 5] = [
     ("compute", "integer arithmetic"),
     ("memory", "copies over 8 MiB"),
     ("syscall", "getppid"),
     ("context-switch", "two threads that wake each other"),
+    (
+        "serial",
+        "the passed-through UART set up anew and given some characters to send",
+    ),
 ];
 
 /// Reads the program's output: ticks by name. `None` before the last line has come.

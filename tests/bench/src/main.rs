@@ -65,6 +65,12 @@ fn measure_all(pm_timer: bool, com2: bool) {
         Ok(ticks) => say("context-switch", ticks),
         Err(error) => eprintln!("{PREFIX}: context-switch: {error}"),
     }
+    if com2 {
+        match work::serial() {
+            Ok(ticks) => say("serial", ticks),
+            Err(error) => eprintln!("{PREFIX}: serial: {error}"),
+        }
+    }
     println!("{END}");
 }
 

@@ -5,8 +5,10 @@ use std::hint::black_box;
 use std::io;
 use std::thread;
 
+use rustix::fs::{makedev, mknodat, open, unlink, FileType, Mode, OFlags, CWD};
 use rustix::io::{read, write};
 use rustix::pipe::pipe;
+use rustix::termios::{tcdrain, tcgetattr, tcsetattr, OptionalActions};
 
 use crate::measure::whole;
 
@@ -18,6 +20,10 @@ const MEMORY: (usize, usize) = (8 << 20, 40);
 const SYSCALLS: u32 = 200_000;
 /// Bytes that two threads hand each other.
 const SWITCHES: u32 = 10_000;
+/// How often the line is set up, and the characters that are sent each time: a FIFO full.
+const SERIAL: (u32, &[u8; 16]) = (100, b"0123456789abcde\n");
+/// The second serial port's numbers among Linux's devices.
+const TTY_S1: (u32, u32) = (4, 65);
 
 /// Integer arithmetic in registers.
 pub fn compute() -> u64 {
@@ -81,5 +87,38 @@ pub fn context_switch() -> io::Result<u64> {
     other
         .join()
         .unwrap_or_else(|_| Err(io::Error::other("the other thread panicked")))?;
+    Ok(ticks)
+}
+
+/// Sends over the second serial port, whose driver programs its registers anew each time.
+///
+/// # Errors
+/// The system's.
+pub fn serial() -> io::Result<u64> {
+    const NODE: &str = "/pvmm-bench-ttyS1";
+    mknodat(
+        CWD,
+        NODE,
+        FileType::CharacterDevice,
+        Mode::RUSR | Mode::WUSR,
+        makedev(TTY_S1.0, TTY_S1.1),
+    )?;
+    let opened = open(NODE, OFlags::RDWR | OFlags::NOCTTY, Mode::empty());
+    unlink(NODE)?;
+    let line = opened?;
+    let mut settings = tcgetattr(&line)?;
+    settings.make_raw();
+    let (times, text) = SERIAL;
+    let mut outcome = Ok(());
+    let ticks = whole(|| {
+        outcome = (0..times).try_for_each(|round| {
+            // Linux leaves a line alone that is as it should be.
+            settings.set_speed(if round % 2 == 0 { 115_200 } else { 57_600 })?;
+            tcsetattr(&line, OptionalActions::Now, &settings)?;
+            write(&line, text)?;
+            tcdrain(&line)
+        });
+    });
+    outcome?;
     Ok(ticks)
 }

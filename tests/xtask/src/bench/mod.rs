@@ -6,13 +6,14 @@
 
 mod compare;
 mod cycles;
+mod moves;
 mod results;
 mod stream;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use pvmm_lab::image::{self, GuestFile};
 use pvmm_lab::machine::Pace;
 use pvmm_lab::{sandbox, PREPARED};
@@ -29,9 +30,23 @@ pub struct Arguments {
     /// Measure nothing: say what changed from one run to another, given as files of results
     #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"])]
     compare: Option<Vec<PathBuf>>,
+    /// Only some of it; can be repeated
+    #[arg(long, value_enum, value_name = "PART")]
+    only: Vec<Part>,
     /// Write the results to this file instead of one in the build folder
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+}
+
+/// Parts of the benchmark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// The speed of memory between two daemons on this machine, plain and over TLS
+    Stream,
+    /// Ticks of exits and of a guest's work (about 10 min)
+    Cycles,
+    /// Where the time of a move goes, by the guest's memory (about 10 min)
+    Moves,
 }
 
 /// The program that measures from inside.
@@ -51,9 +66,17 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         stream::prepare()?;
         return again_inside(&prepared);
     }
+    let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
     let mut results = Results::default();
-    stream::measure(&mut results)?;
-    cycles::measure(&mut results)?;
+    if wanted(Part::Stream) {
+        stream::measure(&mut results)?;
+    }
+    if wanted(Part::Cycles) {
+        cycles::measure(&mut results)?;
+    }
+    if wanted(Part::Moves) {
+        moves::measure(&mut results)?;
+    }
     print!("{results}");
     let out = match &arguments.out {
         Some(out) => out.clone(),
@@ -77,12 +100,13 @@ fn prepare() -> Result<PathBuf> {
     let initrd = paths::lab().join("bench-initrd");
     let archive = image::guest_initramfs(&program)?;
     std::fs::write(&initrd, archive).map_err(file("can't write", &initrd))?;
-    let extra = [
-        (format!("/bin/{PROGRAM}"), program),
-        (INITRD.to_owned(), initrd),
-    ]
-    .map(|(path, source)| GuestFile { path, source });
-    Ok(base
-        .image_at(Pace::Alone, Some(&module), extra.into())?
-        .save()?)
+    let mut extra = moves::kernels()?;
+    extra.extend(
+        [
+            (format!("/bin/{PROGRAM}"), program),
+            (INITRD.to_owned(), initrd),
+        ]
+        .map(|(path, source)| GuestFile { path, source }),
+    );
+    Ok(base.image_at(Pace::Alone, Some(&module), extra)?.save()?)
 }

@@ -12,6 +12,8 @@ use crate::paths;
 
 /// What starts each line of the program.
 const PREFIX: &str = "pvmm-stream";
+/// The program's name among the daemon's benchmarks.
+const BENCH: &str = "stream";
 /// A stream may take as many times a bare copy's time.
 const GOALS: [(&str, f64); 2] = [("plain", 1.25), ("tls", 1.25)];
 
@@ -24,7 +26,7 @@ fn program() -> PathBuf {
 pub fn prepare() -> Result<()> {
     let step = Step::begin("the stream's benchmark", "2 min the first time");
     let out = paths::cargo(&["bench", "--quiet", "--no-run", "--package", "pvmmd"])
-        .args(["--bench", "stream", "--message-format=json"])
+        .args(["--bench", BENCH, "--message-format=json"])
         .stderr(Stdio::inherit())
         .output()
         .map_err(start("cargo"))?;
@@ -34,6 +36,8 @@ pub fn prepare() -> Result<()> {
     let built = String::from_utf8_lossy(&out.stdout)
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        // The daemon itself is built beside it.
+        .filter(|message| message["target"]["name"] == BENCH)
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
         .ok_or_else(|| Error::CargoOutput {
             command: "bench --no-run",
