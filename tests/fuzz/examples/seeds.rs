@@ -104,7 +104,7 @@ impl Seeds {
         let mut records = vec![
             record(&guest),
             record(&Paused { rounds: 0 }),
-            framed(Kind::Pages, &batch.take()),
+            framed(Kind::Pages, batch.payload()),
             record(&RoundEnd {
                 round: 1,
                 last: true,

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// Largest piece that is written at once, so that pacing is smooth and limits are seen.
 const WRITE_PIECE: usize = 64 << 10;
+/// Longest payload that is copied behind its header, so that both leave in one packet.
+const COPIED_PAYLOAD: usize = 16 << 10;
 /// How long a side that gives up listens, so that its last word is not overtaken by a reset of the connection.
 pub(crate) const LINGER: Duration = Duration::from_secs(2);
 /// Longest reason that is sent, in bytes.
@@ -32,6 +34,8 @@ pub(crate) struct Channel {
     link: Box<dyn Link>,
     peer: String,
     stall_limit: Duration,
+    /// Memory for the next record.
+    spare: Vec<u8>,
     /// Bytes written so far.
     pub sent: u64,
     /// Bytes per second, and when the next byte may leave.
@@ -47,6 +51,7 @@ impl Channel {
             link,
             peer,
             stall_limit,
+            spare: Vec::new(),
             sent: 0,
             pace: None,
         })
@@ -92,6 +97,10 @@ impl Channel {
                 kind.limit()
             ))
         })?;
+        if payload.len() > COPIED_PAYLOAD {
+            self.write(scope, &header.encode())?;
+            return self.write_all(scope, payload);
+        }
         let mut bytes = Vec::with_capacity(RECORD_HEADER_LEN + payload.len());
         bytes.extend(header.encode());
         bytes.extend_from_slice(payload);
@@ -104,13 +113,20 @@ impl Channel {
         self.read_exact(scope, &mut head)?;
         let header = RecordHeader::decode(&head).map_err(|source| self.wire(source))?;
         // Within the kind's limit, so at most 2 MiB.
-        let mut payload = vec![0; header.length as usize];
+        let mut payload = std::mem::take(&mut self.spare);
+        payload.resize(header.length as usize, 0);
         self.read_exact(scope, &mut payload)?;
         header.check(&payload).map_err(|source| self.wire(source))?;
         Ok(Record {
             kind: header.kind,
             payload,
         })
+    }
+
+    /// Takes back the memory of a record that is done with, for the next one: large ones come in quick succession, and
+    /// fresh memory would have to be zeroed each time.
+    pub fn recycle(&mut self, record: Record) {
+        self.spare = record.payload;
     }
 
     /// The next record, which must be a `P`.
@@ -226,7 +242,12 @@ impl Channel {
         }
     }
 
-    fn write_all(&mut self, scope: &Scope<'_>, mut bytes: &[u8]) -> Result<(), Error> {
+    fn write_all(&mut self, scope: &Scope<'_>, bytes: &[u8]) -> Result<(), Error> {
+        self.write(scope, bytes)?;
+        self.flush(scope)
+    }
+
+    fn write(&mut self, scope: &Scope<'_>, mut bytes: &[u8]) -> Result<(), Error> {
         let mut moved = Instant::now();
         while !bytes.is_empty() {
             scope.check()?;
@@ -246,7 +267,7 @@ impl Channel {
                 Err(error) => return Err(self.last_word(scope, error)),
             }
         }
-        self.flush(scope)
+        Ok(())
     }
 
     /// Nothing is buffered by a socket; TLS and a pipe of a tunnel do. What is sent must have left before an answer to it is

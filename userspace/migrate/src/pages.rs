@@ -33,14 +33,22 @@ struct Run {
 #[derive(Debug)]
 pub struct Batch {
     runs: Vec<Run>,
-    data: Vec<u8>,
+    /// [`HEAD`] bytes, which [`Self::payload`] writes the runs into from the back, and then room for the pages: the payload
+    /// is one piece without having been copied together.
+    bytes: Box<[u8]>,
+    /// Where the pages in `bytes` end.
+    end: usize,
 }
+
+/// Room for the number of runs and as many as there can be.
+const HEAD: usize = 4 + BATCH_RUNS * RUN_LEN;
 
 impl Default for Batch {
     fn default() -> Self {
         Self {
             runs: Vec::with_capacity(BATCH_RUNS),
-            data: Vec::with_capacity(BATCH_PAGES * PAGE_SIZE),
+            bytes: vec![0; HEAD + BATCH_PAGES * PAGE_SIZE].into(),
+            end: HEAD,
         }
     }
 }
@@ -51,19 +59,62 @@ impl Batch {
         self.runs.is_empty()
     }
 
-    /// Whether it must be sent before another page is added.
-    pub fn is_full(&self) -> bool {
-        self.runs.len() >= BATCH_RUNS || self.data.len() >= BATCH_PAGES * PAGE_SIZE
+    /// Pages that can be added before it must be sent.
+    pub fn room(&self) -> usize {
+        let pages = (self.end - HEAD) / PAGE_SIZE;
+        // In the worst case every page is a run.
+        (BATCH_PAGES - pages).min(BATCH_RUNS - self.runs.len())
     }
 
-    /// Adds a page; returns whether it was zero. The caller has seen that the batch is not full.
+    /// Adds `pages` frames from `gfn` on, at most [`Self::room`], whose contents `read` puts into the buffer that it gets.
+    /// Returns how many were zero.
+    ///
+    /// # Errors
+    ///
+    /// Those of `read`; the batch is as before then.
+    pub fn add<E>(
+        &mut self,
+        gfn: u64,
+        pages: usize,
+        read: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    ) -> Result<u64, E> {
+        let begin = self.end;
+        let pages = pages.min(self.room());
+        let buffer = self.bytes.get_mut(begin..begin + pages * PAGE_SIZE);
+        read(buffer.unwrap_or_default())?;
+        let mut zeros = 0;
+        for index in 0..pages {
+            let page = begin + index * PAGE_SIZE..begin + (index + 1) * PAGE_SIZE;
+            let zero = is_zero(self.bytes.get(page.clone()).unwrap_or_default());
+            self.extend_runs(gfn.saturating_add(index as u64), zero);
+            if zero {
+                zeros += 1;
+                continue;
+            }
+            // Zero pages before it leave a gap.
+            if self.end != page.start {
+                self.bytes.copy_within(page, self.end);
+            }
+            self.end += PAGE_SIZE;
+        }
+        Ok(zeros)
+    }
+
+    /// Adds a page that is at hand; nothing if there is no room. Returns whether it was zero.
     pub fn push(&mut self, gfn: u64, page: &[u8]) -> bool {
-        let zero = is_zero(page);
+        let read = |buffer: &mut [u8]| {
+            for (place, byte) in buffer.iter_mut().zip(page) {
+                *place = *byte;
+            }
+            Ok::<_, std::convert::Infallible>(())
+        };
+        matches!(self.add(gfn, 1, read), Ok(1))
+    }
+
+    fn extend_runs(&mut self, gfn: u64, zero: bool) {
         match self.runs.last_mut() {
             Some(run)
-                if run.zero == zero
-                    && run.gfn.checked_add(u64::from(run.pages)) == Some(gfn)
-                    && run.pages < u32::MAX =>
+                if run.zero == zero && run.gfn.checked_add(u64::from(run.pages)) == Some(gfn) =>
             {
                 run.pages += 1;
             }
@@ -73,24 +124,27 @@ impl Batch {
                 zero,
             }),
         }
-        if !zero {
-            self.data.extend_from_slice(page);
-        }
-        zero
     }
 
-    /// The payload; the batch is empty afterwards.
-    pub fn take(&mut self) -> Vec<u8> {
-        let mut payload = Vec::with_capacity(4 + self.runs.len() * RUN_LEN + self.data.len());
+    /// The payload with everything that was added.
+    pub fn payload(&mut self) -> &[u8] {
+        let start = HEAD - 4 - self.runs.len() * RUN_LEN;
+        let (head, _) = self.bytes.split_at_mut(HEAD);
+        let (count, runs) = head[start..].split_at_mut(4);
         // At most BATCH_RUNS.
-        payload.extend((self.runs.len() as u32).to_le_bytes());
-        for run in self.runs.drain(..) {
-            payload.extend(run.gfn.to_le_bytes());
-            payload.extend(run.pages.to_le_bytes());
-            payload.extend(u32::from(run.zero).to_le_bytes());
+        count.copy_from_slice(&(self.runs.len() as u32).to_le_bytes());
+        for (place, run) in runs.chunks_exact_mut(RUN_LEN).zip(&self.runs) {
+            place[..8].copy_from_slice(&run.gfn.to_le_bytes());
+            place[8..12].copy_from_slice(&run.pages.to_le_bytes());
+            place[12..].copy_from_slice(&u32::from(run.zero).to_le_bytes());
         }
-        payload.append(&mut self.data);
-        payload
+        &self.bytes[start..self.end]
+    }
+
+    /// Empties it, after its payload has been sent.
+    pub fn clear(&mut self) {
+        self.runs.clear();
+        self.end = HEAD;
     }
 }
 
@@ -336,11 +390,12 @@ mod tests {
         fn pages_arrive_as_they_left(pages in prop::collection::vec((0u64..300, any::<u8>()), 1..100)) {
             let mut batch = Batch::default();
             for (gfn, fill) in &pages {
-                prop_assert!(!batch.is_full());
+                prop_assert!(batch.room() > 0);
                 let zero = batch.push(*gfn, &[*fill; PAGE_SIZE]);
                 prop_assert_eq!(zero, *fill == 0);
             }
-            let payload = batch.take();
+            let payload = batch.payload().to_vec();
+            batch.clear();
             prop_assert!(batch.is_empty());
             prop_assert!(payload.len() <= MAX_PAYLOAD);
             let mut arrived = Vec::new();
@@ -353,6 +408,39 @@ mod tests {
                 }
             }
             prop_assert_eq!(arrived, pages);
+        }
+
+        #[test]
+        fn runs_arrive_as_they_left_whatever_is_zero_in_them(
+            runs in prop::collection::vec(prop::collection::vec(0..3u8, 1..40), 1..30),
+        ) {
+            let mut batch = Batch::default();
+            let mut expected = Vec::new();
+            for (index, fills) in runs.iter().enumerate() {
+                let gfn = 100 * index as u64;
+                let room = batch.room().min(fills.len());
+                let zeros = batch.add(gfn, fills.len(), |buffer| {
+                    for (page, fill) in buffer.chunks_exact_mut(PAGE_SIZE).zip(fills) {
+                        page.fill(*fill);
+                    }
+                    Ok::<_, ()>(())
+                });
+                let added = &fills[..room];
+                prop_assert_eq!(zeros, Ok(added.iter().filter(|fill| **fill == 0).count() as u64));
+                expected.extend((gfn..).zip(added.iter().copied()));
+                // What cannot be read changes nothing.
+                prop_assert_eq!(batch.add(gfn, 1, |_| Err("unreadable")).is_err(), true);
+            }
+            let mut arrived = Vec::new();
+            for run in parse(batch.payload()).expect("we wrote it") {
+                for page in 0..run.pages {
+                    let data = run.data.map(|data| &data[page as usize * PAGE_SIZE..][..PAGE_SIZE]);
+                    let fill = data.map_or(0, |data| data[0]);
+                    prop_assert!(data.is_none_or(|data| data.iter().all(|byte| *byte == fill)));
+                    arrived.push((run.gfn + page, fill));
+                }
+            }
+            prop_assert_eq!(arrived, expected);
         }
 
         #[test]

@@ -167,24 +167,23 @@ impl Source<'_> {
         let mut unsent = frames.len();
         let start = (Instant::now(), self.channel()?.sent);
         let mut batch = Batch::default();
-        let mut buffer = vec![0; BATCH_PAGES * PAGE_SIZE];
         let mut runs = runs.into_iter();
         let mut sent_at = Instant::now();
         for run in runs.by_ref() {
             scope.check()?;
-            // A run has at most BATCH_PAGES pages.
-            let data = buffer
-                .get_mut(..run.pages as usize * PAGE_SIZE)
-                .unwrap_or_default();
-            self.vm
-                .read_pages(run.gfn, data)
-                .map_err(Error::vm("read guest memory"))?;
-            let mut zero = 0;
-            for (gfn, page) in (run.gfn..).zip(data.chunks_exact(PAGE_SIZE)) {
-                if batch.is_full() {
+            let (mut done, mut zero) = (0, 0);
+            while done < run.pages {
+                if batch.room() == 0 {
                     self.send_batch(scope, &mut batch, start)?;
                 }
-                zero += u64::from(batch.push(gfn, page));
+                let gfn = run.gfn + done;
+                let count = (run.pages - done).min(batch.room() as u64);
+                zero += batch
+                    .add(gfn, count as usize, |buffer| {
+                        self.vm.read_pages(gfn, buffer)
+                    })
+                    .map_err(Error::vm("read guest memory"))?;
+                done += count;
             }
             if sent_at.elapsed() >= SEND_AT_LEAST {
                 self.send_batch(scope, &mut batch, start)?;
@@ -217,9 +216,9 @@ impl Source<'_> {
         batch: &mut Batch,
         start: (Instant, u64),
     ) -> Result<(), Error> {
-        let payload = batch.take();
         let channel = self.channel()?;
-        channel.send_raw(scope, Kind::Pages, &payload)?;
+        channel.send_raw(scope, Kind::Pages, batch.payload())?;
+        batch.clear();
         let sent = channel.sent;
         let took = start.0.elapsed();
         self.job.update(|statistics| {

@@ -5,6 +5,7 @@
 //! the guest must have come at least once.
 
 use super::Target;
+use crate::channel::Record;
 use crate::error::Error;
 use crate::message::{Kind, Paused, RoundDone, RoundEnd};
 use crate::pages::{parse, Frames};
@@ -20,7 +21,7 @@ impl<H: TargetHost> Target<'_, H> {
         loop {
             let record = self.channel.receive(scope)?;
             match record.kind {
-                Kind::Pages => self.store(&record.payload, seen)?,
+                Kind::Pages => self.store(record, seen)?,
                 Kind::Ping => self.pong(scope, &record)?,
                 Kind::RoundEnd => {
                     let end: RoundEnd = self.channel.decode(&record)?;
@@ -58,7 +59,7 @@ impl<H: TargetHost> Target<'_, H> {
         loop {
             let record = self.channel.receive(scope)?;
             match record.kind {
-                Kind::Pages => self.store(&record.payload, seen)?,
+                Kind::Pages => self.store(record, seen)?,
                 Kind::RoundEnd => {
                     let end: RoundEnd = self.channel.decode(&record)?;
                     self.end_round(scope, end, rounds + 1, true)?;
@@ -99,9 +100,9 @@ impl<H: TargetHost> Target<'_, H> {
     }
 
     /// Puts a batch of pages into the guest's memory.
-    fn store(&mut self, payload: &[u8], seen: &mut Frames) -> Result<(), Error> {
+    fn store(&mut self, record: Record, seen: &mut Frames) -> Result<(), Error> {
         let begin = Instant::now();
-        let runs = parse(payload).map_err(|source| self.channel.wire(source))?;
+        let runs = parse(&record.payload).map_err(|source| self.channel.wire(source))?;
         let (mut zero, mut normal) = (0u64, 0u64);
         for run in runs {
             let new = seen
@@ -136,8 +137,9 @@ impl<H: TargetHost> Target<'_, H> {
             ram.normal += normal;
             ram.normal_bytes = ram.normal.saturating_mul(PAGE_SIZE as u64);
             ram.remaining = left.saturating_mul(PAGE_SIZE as u64);
-            ram.transferred += payload.len() as u64;
+            ram.transferred += record.payload.len() as u64;
         });
+        self.channel.recycle(record);
         self.job.progress(arrived, left);
         Ok(())
     }

@@ -170,7 +170,7 @@ fn every_record_is_written_as_version_1_writes_it() {
     batch.push(1, &[0; PAGE_SIZE]);
     batch.push(2, &[0; PAGE_SIZE]);
     batch.push(7, &[0x5a; PAGE_SIZE]);
-    compare("pages", &framed(Kind::Pages, &batch.take()));
+    compare("pages", &framed(Kind::Pages, batch.payload()));
     seen.push(Kind::Pages);
 
     for kind in Kind::ALL {

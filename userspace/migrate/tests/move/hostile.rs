@@ -52,12 +52,13 @@ fn all_pages() -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut batch = Batch::default();
     for gfn in crate::fake::frames() {
-        if batch.is_full() {
-            bytes.extend(framed(Kind::Pages, &batch.take()));
+        if batch.room() == 0 {
+            bytes.extend(framed(Kind::Pages, batch.payload()));
+            batch.clear();
         }
         batch.push(gfn, &page(gfn));
     }
-    bytes.extend(framed(Kind::Pages, &batch.take()));
+    bytes.extend(framed(Kind::Pages, batch.payload()));
     bytes
 }
 
@@ -179,7 +180,7 @@ fn a_page_that_was_never_sent_is_noticed() {
     let mut records = honest();
     let mut batch = Batch::default();
     batch.push(5, &page(5));
-    records[2] = framed(Kind::Pages, &batch.take());
+    records[2] = framed(Kind::Pages, batch.payload());
     let (world, result) = play(&[offer(), records.concat()].concat());
     let text = assert_nothing(&world, &result);
     assert!(text.contains("739 of 740 pages were never sent"), "{text}");
@@ -191,7 +192,7 @@ fn pages_outside_the_guest_are_refused() {
         let mut records = honest();
         let mut batch = Batch::default();
         batch.push(gfn, &[1; PAGE_SIZE]);
-        records.insert(2, framed(Kind::Pages, &batch.take()));
+        records.insert(2, framed(Kind::Pages, batch.payload()));
         let (world, result) = play(&[offer(), records.concat()].concat());
         let text = assert_nothing(&world, &result);
         assert!(text.contains("outside the guest's memory"), "{text}");
