@@ -59,7 +59,7 @@ fn a_guest_with_8259_and_8254_and_the_hosts_serial_port_moves_back_and_forth() -
         start(&mut one, "g", PIC, &parameters, &device)?;
         assert!(one.com2().wait_for(b"pvmm-heartbeat com2 2 ", LIMIT));
 
-        let options = vec![CONVERGING; moves(4)?];
+        let options = vec![CONVERGING; moves(2)?];
         let (com1, com2) = travel(trail, &mut one, &mut two, &options)?;
         let first = check_heartbeats(&com1)?.com1.ok_or("nothing on COM1")?;
         let second = check_heartbeats(&com2)?.com2.ok_or("nothing on COM2")?;
