@@ -4,6 +4,7 @@
 
 use clap::Parser;
 use pvmmd::cli::Cli;
+use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -12,7 +13,10 @@ fn main() -> ExitCode {
     match pvmmd::commands::execute(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("pvmmd: {failure}");
+            if !failure.is_closed_output() {
+                // Nobody may listen; the exit code says it too.
+                let _ = writeln!(std::io::stderr(), "pvmmd: {failure}");
+            }
             ExitCode::from(failure.exit_code())
         }
     }

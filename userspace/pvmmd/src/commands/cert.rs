@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `pvmmd cert`: makes and shows certificates. Works without a daemon.
 
+use super::output::out;
 use super::Failure;
 use crate::cert::{self, CertError, HostNames};
 use crate::cli::{Cert, CertInit, CertIssue, CertShow};
@@ -19,10 +20,10 @@ pub fn execute(command: Cert) -> Result<(), Failure> {
 fn init(options: &CertInit) -> Result<(), Failure> {
     cert::init(&options.tls_dir, &options.name)?;
     let directory = options.tls_dir.display();
-    println!("The CA \"{}\" is in {directory}.", options.name);
-    println!(
+    out!("The CA \"{}\" is in {directory}.", options.name)?;
+    out!(
         "Keep {CA_KEY} to yourself, and make each host's certificate with `pvmmd cert issue HOST`."
-    );
+    )?;
     Ok(())
 }
 
@@ -38,11 +39,11 @@ fn issue(options: CertIssue) -> Result<(), Failure> {
         addresses: options.address,
     };
     cert::issue(&names, &options.tls_dir, &out)?;
-    println!(
+    out!(
         "The certificate of {} is in {}; carry its files to the host, for `pvmmd serve --tls-dir` there.",
         names.host,
         out.display()
-    );
+    )?;
     Ok(())
 }
 
@@ -52,8 +53,8 @@ fn show(options: &CertShow) -> Result<(), Failure> {
     for (path, certificate) in tls.certificates() {
         // What cannot be read stands against its use, below.
         if let Ok(certificate) = certificate {
-            println!("{}", path.display());
-            print(&certificate);
+            out!("{}", path.display())?;
+            print(&certificate)?;
         }
     }
     tls.check_server().map_err(CertError::from)?;
@@ -61,9 +62,9 @@ fn show(options: &CertShow) -> Result<(), Failure> {
     Ok(())
 }
 
-fn print(certificate: &Certificate) {
-    println!("  name:       {}", certificate.common_name);
-    println!("  signed by:  {}", certificate.issuer);
+fn print(certificate: &Certificate) -> Result<(), Failure> {
+    out!("  name:       {}", certificate.common_name)?;
+    out!("  signed by:  {}", certificate.issuer)?;
     let addresses = certificate.addresses.iter().map(ToString::to_string);
     let names: Vec<String> = certificate
         .dns_names
@@ -72,8 +73,8 @@ fn print(certificate: &Certificate) {
         .chain(addresses)
         .collect();
     if !names.is_empty() {
-        println!("  for:        {}", names.join(", "));
+        out!("  for:        {}", names.join(", "))?;
     }
-    println!("  valid from: {}", certificate.begin());
-    println!("  valid to:   {}", certificate.expiry());
+    out!("  valid from: {}", certificate.begin())?;
+    out!("  valid to:   {}", certificate.expiry())
 }

@@ -2,6 +2,7 @@
 //! `pvmmd console`: a terminal on a guest's console. As in virsh, ^] leaves it. Whatever ends it, the terminal is left as it
 //! was found.
 
+use super::output::note;
 use super::Failure;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::termios::{cfmakeraw, tcgetattr, tcsetattr, SetArg, Termios};
@@ -60,7 +61,7 @@ pub fn attach(socket: &Path, name: &str, backlog: bool) -> Result<(), Failure> {
         leave_on_signal(stream.get_ref(), &killed)?;
     }
     let raw = if terminal {
-        eprintln!("Connected to the console of {name}. ^] leaves it.");
+        note!("Connected to the console of {name}. ^] leaves it.");
         Some(RawTerminal::enter().map_err(Failure::system("cannot set the terminal"))?)
     } else {
         None
@@ -83,7 +84,7 @@ pub fn attach(socket: &Path, name: &str, backlog: bool) -> Result<(), Failure> {
         } else {
             "Disconnected from"
         };
-        eprintln!("\n{how} the console of {name}; `pvmmd info {name}` says what it does.");
+        note!("\n{how} the console of {name}; `pvmmd info {name}` says what it does.");
     }
     let killed = *killed.lock().unwrap_or_else(PoisonError::into_inner);
     match killed {

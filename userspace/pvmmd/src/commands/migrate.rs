@@ -7,6 +7,7 @@
 //! SIGINT, on a terminal ^C, cancels the move and waits for its end, as in virsh; the second leaves without waiting. A client
 //! that ends in any other way, because its terminal is closed or by SIGTERM, leaves the move to the daemon, which goes on.
 
+use super::output::{note, out};
 use super::show::json;
 use super::Failure;
 use crate::cli::{GuestOutput, Migrate};
@@ -57,12 +58,15 @@ pub fn migrate(socket: &Path, options: Migrate) -> Result<(), Failure> {
     });
     progress.end();
     match result {
-        Ok(Reply::Job(statistics)) if options.json => {
-            json(&Message::Return(Reply::Job(statistics)))
-        }
         Ok(Reply::Job(statistics)) => {
-            println!("{name} runs at {url} now.");
-            print_breakdown(&statistics);
+            let shown = match options.json {
+                true => json(&Message::Return(Reply::Job(statistics))),
+                false => out!("{name} runs at {url} now.").and_then(|()| breakdown(&statistics)),
+            };
+            // The guest has moved, whether somebody reads it or not: an exit code would say otherwise.
+            if let Err(error) = shown {
+                note!("pvmmd: {error}");
+            }
             Ok(())
         }
         Ok(_) => Err(ClientError::Unexpected.into()),
@@ -83,32 +87,31 @@ pub fn job_info(socket: &Path, options: GuestOutput) -> Result<(), Failure> {
     if options.json {
         return json(&statistics);
     }
-    println!("status:             {}", status(statistics.status));
+    out!("status:             {}", status(statistics.status))?;
     if statistics.status == Status::None {
         return Ok(());
     }
     if !statistics.phase.is_empty() {
-        println!("phase:              {}", statistics.phase);
+        out!("phase:              {}", statistics.phase)?;
     }
-    println!("progress:           {} %", statistics.progress_percent);
-    println!("rounds:             {}", statistics.ram.dirty_sync_count);
-    println!(
+    out!("progress:           {} %", statistics.progress_percent)?;
+    out!("rounds:             {}", statistics.ram.dirty_sync_count)?;
+    out!(
         "transferred:        {}",
         size::show(statistics.ram.transferred)
-    );
-    println!(
+    )?;
+    out!(
         "remaining:          {}",
         size::show(statistics.ram.remaining)
-    );
-    println!("throughput:         {:.1} Mbit/s", statistics.ram.mbps);
+    )?;
+    out!("throughput:         {:.1} Mbit/s", statistics.ram.mbps)?;
     if let Some(expected) = statistics.expected_downtime {
-        println!("expected downtime:  {expected} ms");
+        out!("expected downtime:  {expected} ms")?;
     }
     if let Some(error) = &statistics.error_desc {
-        println!("error:              {error}");
+        out!("error:              {error}")?;
     }
-    print_breakdown(&statistics);
-    Ok(())
+    breakdown(&statistics)
 }
 
 /// SIGINT cancels, on a connection of its own. The result is to be told when the move has begun: what the daemon does not
@@ -161,7 +164,7 @@ fn cancel_on_interrupt(
 fn say(bar: Option<&ProgressBar>, text: &str) {
     match bar {
         Some(bar) => bar.println(format!("pvmmd: {text}")),
-        None => eprintln!("pvmmd: {text}"),
+        None => note!("pvmmd: {text}"),
     }
 }
 
@@ -234,7 +237,7 @@ impl Progress {
                 );
                 if now != *last {
                     *last = now;
-                    eprintln!(
+                    note!(
                         "{:>3} % {}",
                         statistics.progress_percent,
                         summary(statistics)
@@ -245,7 +248,7 @@ impl Progress {
                 // A closed output ends the program by its exit code, not here.
                 let event = Message::Event(Event::Migration(Box::new(statistics.clone())));
                 if let Err(error) = json(&event) {
-                    eprintln!("pvmmd: {error}");
+                    note!("pvmmd: {error}");
                 }
             }
         }
@@ -273,11 +276,10 @@ fn summary(statistics: &Statistics) -> String {
     text
 }
 
-fn print_breakdown(statistics: &Statistics) {
-    println!("{:<12} {:>12} {:>14}", "", "total (ms)", "downtime (ms)");
+fn breakdown(statistics: &Statistics) -> Result<(), Failure> {
+    out!("{:<12} {:>12} {:>14}", "", "total (ms)", "downtime (ms)")?;
     let (Some(total), Some(down)) = (&statistics.breakdown, &statistics.downtime_breakdown) else {
-        println!("{:<12} {:>12}", "total", statistics.total_time);
-        return;
+        return out!("{:<12} {:>12}", "total", statistics.total_time);
     };
     type Part = fn(&Breakdown) -> f64;
     let parts: [(&str, Part); 5] = [
@@ -288,6 +290,7 @@ fn print_breakdown(statistics: &Statistics) {
         ("total", |breakdown| breakdown.total),
     ];
     for (name, part) in parts {
-        println!("{name:<12} {:>12.1} {:>14.1}", part(total), part(down));
+        out!("{name:<12} {:>12.1} {:>14.1}", part(total), part(down))?;
     }
+    Ok(())
 }

@@ -4,6 +4,7 @@
 mod cert;
 mod console;
 mod migrate;
+mod output;
 pub mod serve;
 mod show;
 
@@ -37,6 +38,9 @@ pub enum Failure {
         /// The system's reason.
         reason: std::io::Error,
     },
+    /// Nobody takes what is printed.
+    #[error("cannot print: {0}")]
+    Output(std::io::Error),
     /// A signal ended a console.
     #[error("ended by {0}")]
     Signal(nix::sys::signal::Signal),
@@ -57,6 +61,11 @@ impl Failure {
             Self::Client(error) => error.exit_code(),
             _ => 1,
         }
+    }
+
+    /// Whether there is nothing to say about it: the reader has seen enough.
+    pub fn is_closed_output(&self) -> bool {
+        matches!(self, Self::Output(reason) if reason.kind() == std::io::ErrorKind::BrokenPipe)
     }
 
     fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Commands that show something: as text for people, as JSON with `--json` for programs.
 
+use super::output::out;
 use super::Failure;
 use crate::cli::GuestOutput;
 use pvmm_control::request::Name;
@@ -21,7 +22,7 @@ fn unexpected<T>() -> Result<T, Failure> {
 pub fn json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(value)
         .map_err(|error| Failure::system("cannot print JSON")(error.into()))?;
-    println!("{text}");
+    out!("{text}")?;
     Ok(())
 }
 
@@ -33,20 +34,20 @@ pub fn list(socket: &Path, as_json: bool) -> Result<(), Failure> {
     if as_json {
         return json(&guests);
     }
-    println!("{:<24} {:<16} {:>10}  DEVICES", "NAME", "STATE", "MEMORY");
+    out!("{:<24} {:<16} {:>10}  DEVICES", "NAME", "STATE", "MEMORY")?;
     for guest in guests {
         let state = match &guest.end {
             Some(end) => format!("{} ({end})", guest.state),
             None if guest.migrating => format!("{}, moving", guest.state),
             None => guest.state.to_string(),
         };
-        println!(
+        out!(
             "{:<24} {:<16} {:>10}  {}",
             guest.name,
             state,
             size::show(guest.memory),
             guest.devices.join(" ")
-        );
+        )?;
     }
     Ok(())
 }
@@ -59,28 +60,28 @@ pub fn info(socket: &Path, options: GuestOutput) -> Result<(), Failure> {
     if options.json {
         return json(&guest);
     }
-    println!("name:     {}", guest.name);
-    println!("state:    {}", guest.state);
+    out!("name:     {}", guest.name)?;
+    out!("state:    {}", guest.state)?;
     if let Some(end) = &guest.end {
-        println!("end:      {end}");
+        out!("end:      {end}")?;
     }
     if guest.migrating {
-        println!(
+        out!(
             "moving:   yes (`pvmmd job-info {}` shows how far)",
             guest.name
-        );
+        )?;
     }
-    println!("memory:   {}", size::show(guest.memory));
-    println!("vcpus:    {}", guest.vcpus);
-    println!(
+    out!("memory:   {}", size::show(guest.memory))?;
+    out!("vcpus:    {}", guest.vcpus)?;
+    out!(
         "irqchip:  {}",
         match guest.irqchip {
             IrqChip::Pic => "pic",
             IrqChip::Apic => "apic",
         }
-    );
+    )?;
     for device in &guest.devices {
-        println!("device:   {device}");
+        out!("device:   {device}")?;
     }
     Ok(())
 }
@@ -94,12 +95,17 @@ pub fn devices(socket: &Path, options: GuestOutput) -> Result<(), Failure> {
     if options.json {
         return json(&devices);
     }
-    println!(
+    out!(
         "{:<8} {:<10} {:<10} {:<9} {:<7} {:<4} LOCATION",
-        "DEVICE", "KIND", "REAL KIND", "BACKEND", "PORT", "IRQ"
-    );
+        "DEVICE",
+        "KIND",
+        "REAL KIND",
+        "BACKEND",
+        "PORT",
+        "IRQ"
+    )?;
     for device in devices {
-        println!(
+        out!(
             "{:<8} {:<10} {:<10} {:<9} {:<7} {:<4} {}{}",
             device.device,
             device.guest_kind,
@@ -111,7 +117,7 @@ pub fn devices(socket: &Path, options: GuestOutput) -> Result<(), Failure> {
             device
                 .host_port
                 .map_or(String::new(), |port| format!(", port {port:#x}")),
-        );
+        )?;
     }
     Ok(())
 }
@@ -124,20 +130,20 @@ pub fn capabilities(socket: &Path, as_json: bool) -> Result<(), Failure> {
     if as_json {
         return json(&host);
     }
-    println!("module:             {}", host.module);
-    println!("features:           {}", host.features.join(" "));
-    println!("max vcpus:          {}", host.max_vcpus);
-    println!("host cpus:          {}", host.host_cpus);
-    println!("tsc:                {} kHz", host.tsc_khz);
-    println!("supported xcr0:     {:#x}", host.supported_xcr0);
-    println!("vmx basic:          {:#x}", host.vmx_basic);
-    println!("vmx ept/vpid:       {:#x}", host.vmx_ept_vpid_cap);
-    println!("vmx procbased2:     {:#x}", host.vmx_procbased_ctls2);
+    out!("module:             {}", host.module)?;
+    out!("features:           {}", host.features.join(" "))?;
+    out!("max vcpus:          {}", host.max_vcpus)?;
+    out!("host cpus:          {}", host.host_cpus)?;
+    out!("tsc:                {} kHz", host.tsc_khz)?;
+    out!("supported xcr0:     {:#x}", host.supported_xcr0)?;
+    out!("vmx basic:          {:#x}", host.vmx_basic)?;
+    out!("vmx ept/vpid:       {:#x}", host.vmx_ept_vpid_cap)?;
+    out!("vmx procbased2:     {:#x}", host.vmx_procbased_ctls2)?;
     for url in &host.listen {
-        println!("listens:            {url}");
+        out!("listens:            {url}")?;
     }
     for device in &host.granted {
-        println!("granted:            {device}");
+        out!("granted:            {device}")?;
     }
     Ok(())
 }
@@ -145,7 +151,7 @@ pub fn capabilities(socket: &Path, as_json: bool) -> Result<(), Failure> {
 /// `pvmmd version`. Says this program's own version also when there is no daemon.
 pub fn version(socket: &Path, as_json: bool) -> Result<(), Failure> {
     if !as_json {
-        println!("pvmmd:   {}", env!("CARGO_PKG_VERSION"));
+        out!("pvmmd:   {}", env!("CARGO_PKG_VERSION"))?;
     }
     let Reply::Version(version) = ask(socket, Request::Version)? else {
         return unexpected();
@@ -153,14 +159,15 @@ pub fn version(socket: &Path, as_json: bool) -> Result<(), Failure> {
     if as_json {
         return json(&version);
     }
-    println!(
+    out!(
         "daemon:  {} (control interface {})",
-        version.daemon, version.control
-    );
-    println!(
+        version.daemon,
+        version.control
+    )?;
+    out!(
         "module:  {} (ABI {})",
         version.module.as_deref().unwrap_or("not loaded"),
         version.api
-    );
+    )?;
     Ok(())
 }

@@ -10,6 +10,7 @@ mod guests;
 mod host;
 mod limits;
 mod moves;
+mod output;
 mod process;
 mod stall;
 mod terminal;
