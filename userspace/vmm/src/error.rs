@@ -33,7 +33,7 @@ pub enum VmmError {
         length: usize,
     },
     /// A file could not be read.
-    #[error("cannot read {path}: {reason}")]
+    #[error("cannot read {path}: {reason}{}", whose_right(.reason))]
     File {
         /// The file.
         path: PathBuf,
@@ -99,4 +99,14 @@ pub enum VmmError {
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
+}
+
+/// What to do about a file that may not be read, as the end of a sentence.
+fn whose_right(reason: &std::io::Error) -> &'static str {
+    match reason.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            "; pvmmd reads only what the user may who runs it, also if that is root: give the file to him or let all read it"
+        }
+        _ => "",
+    }
 }

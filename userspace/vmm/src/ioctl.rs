@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `/dev/pvmm`: the requests of `pvmm-uapi` as system calls. The one file of this crate with `unsafe`.
+//! `/dev/pvmm`: the requests of `pvmm-uapi` as system calls. Beside [`crate::confine::refused`] the one file of this crate with
+//! `unsafe`.
 //!
 //! Every request passes the address of one structure whose size is part of the request number, and some of these
 //! structures carry the address and length of an array. The kernel accesses nothing else of this process than these

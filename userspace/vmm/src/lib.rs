@@ -6,13 +6,16 @@
 //! Beside that it makes a virtual machine ([`vm`]) out of the module's requests ([`ioctl`]), of memory ([`memory`])
 //! and of what a guest finds at its start ([`boot`], [`acpi`]).
 //!
-//! All `unsafe` of the crate is in [`ioctl`].
+//! What the process gives up before it does any of this is in [`confine`].
+//!
+//! All `unsafe` of the crate is in [`ioctl`] and [`confine::refused`].
 #![deny(unsafe_code)]
 
 pub mod acpi;
 pub mod boot;
 pub mod bus;
 pub mod com1;
+pub mod confine;
 pub mod console;
 pub mod cpuid;
 pub mod error;

@@ -9,6 +9,7 @@
 //! whoever waits for the thread repeats it until the thread has answered.
 
 use crate::bus::{Event, PortBus};
+use crate::confine;
 use crate::error::VmmError;
 use crate::hypervisor::{HypervisorError, VmFd};
 use pvmm_uapi::*;
@@ -280,15 +281,22 @@ impl Drop for EndGuard {
 impl Runner {
     fn main(mut self) {
         let _guard = EndGuard(Arc::clone(&self.shared));
-        let end = loop {
-            if !self.wait_to_run() {
-                break End::Stopped;
-            }
-            if let Some(end) = self.run_while_wished() {
-                break end;
-            }
+        let end = match confine::vcpu_thread() {
+            Ok(()) => self.run_until_end(),
+            Err(error) => End::Error(error.to_string()),
         };
         self.shared.set_actual(Actual::Ended(end));
+    }
+
+    fn run_until_end(&mut self) -> End {
+        loop {
+            if !self.wait_to_run() {
+                return End::Stopped;
+            }
+            if let Some(end) = self.run_while_wished() {
+                return end;
+            }
+        }
     }
 
     /// Says that the vCPU has stopped, and waits. False when the thread is to end. Every change from stopped to running

@@ -3,7 +3,8 @@
 //!
 //! The guest's whole state is its memory and its vCPU's registers, so it can be moved. It prints `beat N` lines on COM1,
 //! writes N into a page of memory before each, and echoes what it receives, except: `q` powers it off, `r` resets it,
-//! `k` does so by port 64h, `t` is a triple fault, `h` halts it, `x` makes the monitor fail. A beat whose memory does not
+//! `k` does so by port 64h, `t` is a triple fault, `h` halts it, `x` makes the monitor fail, `f` makes the vCPU's thread open a
+//! file and prints `+` or `-`, `p` makes it panic. A beat whose memory does not
 //! hold the last one's number prints `LOST`. Its 8259 and 8254 are the core's models behind the core's recorders.
 
 mod devices;
@@ -114,6 +115,15 @@ impl Hypervisor for FakeHypervisor {
                     .collect(),
             }),
         }))
+    }
+}
+
+/// What a vCPU's thread has no business to do. `+` if it can, `-` if that is no system call for it.
+fn open_a_file() -> u8 {
+    match std::fs::File::open("/dev/null") {
+        Ok(_) => b'+',
+        Err(error) if error.raw_os_error() == Some(Errno::ENOSYS as i32) => b'-',
+        Err(_) => b'?',
     }
 }
 
@@ -238,6 +248,8 @@ impl Inner {
                         run.error = ERROR_UNKNOWN_EXIT;
                         run.value = 0x4d;
                     }
+                    b'f' => io(run, port, Some(open_a_file())),
+                    b'p' => panic!("the guest has asked for it"),
                     byte => io(run, port, Some(byte)),
                 }
                 true
