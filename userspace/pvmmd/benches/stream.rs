@@ -13,7 +13,7 @@ use pvmm_vmm::fake::FakeHypervisor;
 use pvmm_vmm::host_serial::HostSerialPorts;
 use pvmm_vmm::IrqChip;
 use pvmmd::cert::{self, HostNames};
-use pvmmd::daemon::server::serve_moves;
+use pvmmd::daemon::server::MoveListener;
 use pvmmd::daemon::{Daemon, Options};
 use std::error::Error;
 use std::io::{Read, Write};
@@ -121,11 +121,8 @@ fn daemon(security: &Security) -> Result<(Arc<Daemon>, Url)> {
             ..Options::default()
         },
     );
-    let url = serve_moves(
-        &daemon,
-        &"tcp:127.0.0.1:0".parse()?,
-        Arc::new(TargetOptions::default()),
-    )?;
+    let url = MoveListener::bind(&"tcp:127.0.0.1:0".parse()?, security)?
+        .serve(&daemon, Arc::new(TargetOptions::default()))?;
     Ok((daemon, url))
 }
 

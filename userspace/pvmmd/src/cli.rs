@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The command line. Long options are virsh's where it has them.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use pvmm_control::{size, DEFAULT_SOCKET};
 use pvmm_migrate::description::validate_name;
 use pvmm_migrate::tls::DEFAULT_DIRECTORY;
 use pvmm_migrate::{Mode, TimeoutAction, Url};
-use pvmm_vmm::{DeviceSpec, IrqChip};
+use pvmm_vmm::{confine, DeviceSpec, IrqChip};
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -140,6 +140,32 @@ pub struct Serve {
     /// The control socket's permissions, in octal. Default: 0600, or 0660 with --socket-group.
     #[arg(long, value_name = "MODE", value_parser = socket_mode)]
     pub socket_mode: Option<u32>,
+    /// What to do about a system call that the daemon does not need: `enforce` lets it fail and names it in the log, `log` lets it
+    /// work and has the kernel name it in its log, `off` lets it work.
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
+    pub seccomp: Seccomp,
+}
+
+/// See [`confine::Seccomp`].
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum Seccomp {
+    /// It fails.
+    #[default]
+    Enforce,
+    /// It works, and the kernel's log names it.
+    Log,
+    /// It works.
+    Off,
+}
+
+impl From<Seccomp> for confine::Seccomp {
+    fn from(seccomp: Seccomp) -> Self {
+        match seccomp {
+            Seccomp::Enforce => Self::Enforce,
+            Seccomp::Log => Self::Log,
+            Seccomp::Off => Self::Off,
+        }
+    }
 }
 
 /// The commands about certificates.

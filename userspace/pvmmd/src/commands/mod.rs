@@ -13,6 +13,7 @@ use crate::cli::{self, Cli, Command};
 use crate::daemon::server::ServeError;
 use pvmm_control::request::{Decision, Name, Recover};
 use pvmm_control::{Client, ClientError, Reply, Request};
+use pvmm_vmm::confine::ConfineError;
 use serve::Base;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,9 @@ pub enum Failure {
     /// The daemon could not start.
     #[error(transparent)]
     Serve(#[from] ServeError),
+    /// The daemon could not give up its privileges.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     /// A certificate cannot be made or used.
     #[error(transparent)]
     Cert(#[from] CertError),

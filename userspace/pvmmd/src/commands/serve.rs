@@ -4,13 +4,14 @@
 use super::Failure;
 use crate::cli::Serve;
 use crate::daemon::control::{Access, ControlSocket};
-use crate::daemon::server::{prepare_console_log, serve_moves};
+use crate::daemon::server::{check_console_log, prepare_console_log, MoveListener};
 use crate::daemon::{Daemon, Options, SourceHook};
 use nix::sys::signal::{SigSet, Signal};
 use pvmm_migrate::options::PhaseHook;
 use pvmm_migrate::phase::TargetPhase;
 use pvmm_migrate::tls::DEFAULT_DIRECTORY;
 use pvmm_migrate::{Security, TargetOptions, Tls};
+use pvmm_vmm::confine;
 use pvmm_vmm::host_serial::HostSerialPorts;
 use pvmm_vmm::ioctl::DevPvmm;
 use pvmm_vmm::Hypervisor;
@@ -63,6 +64,19 @@ pub fn serve(socket: &Path, options: Serve, base: Base) -> Result<(), Failure> {
         mode: options.socket_mode,
     };
     let control = ControlSocket::bind(socket, &access)?;
+    let security = security(options.tls_dir, options.allow_peer, options.insecure);
+    let listeners = options
+        .listen
+        .iter()
+        .map(|url| MoveListener::bind(url, &security))
+        .collect::<Result<Vec<_>, _>>()?;
+    // All that needs more than the daemon's user may do is done, and no thread has been started yet.
+    confine::enter(options.seccomp.into())?;
+    // What will be opened again and again must be open to the user alone.
+    check_console_log(options.console_log.as_deref())?;
+    for listener in &listeners {
+        listener.check(&security)?;
+    }
     let Base {
         hypervisor, ports, ..
     } = base;
@@ -75,7 +89,6 @@ pub fn serve(socket: &Path, options: Serve, base: Base) -> Result<(), Failure> {
         ),
         Err(error) => tracing::warn!("{error}; guests can be started when that is done"),
     }
-    let security = security(options.tls_dir, options.allow_peer, options.insecure);
     let stall_limit = options.stall_limit.map(Duration::from_secs);
     let daemon = Daemon::new(
         hypervisor,
@@ -98,8 +111,8 @@ pub fn serve(socket: &Path, options: Serve, base: Base) -> Result<(), Failure> {
         target_options.stall_limit = limit;
     }
     let target_options = Arc::new(target_options);
-    for url in &options.listen {
-        serve_moves(&daemon, url, Arc::clone(&target_options))?;
+    for listener in listeners {
+        listener.serve(&daemon, Arc::clone(&target_options))?;
     }
     control.serve(&daemon)?;
     tracing::info!(socket = %socket.display(), "ready");

@@ -3,11 +3,12 @@
 
 use super::target::Host;
 use super::{lock, spawn, Daemon};
+use nix::unistd::{access, AccessFlags};
 use pvmm_control::ControlError;
 use pvmm_migrate::target::{self, Served};
 use pvmm_migrate::tls::TlsError;
 use pvmm_migrate::transport::Arrival;
-use pvmm_migrate::{Job, Listener, TargetOptions, Url};
+use pvmm_migrate::{Job, Listener, Security, TargetOptions, Url};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -53,7 +54,9 @@ pub enum ServeError {
         reason: TlsError,
     },
     /// The console logs' directory cannot be used.
-    #[error("cannot use {path} for console logs: {reason}")]
+    #[error(
+        "cannot use {path} for console logs: {reason}; the user who runs pvmmd must be able to write there, if root as the owner"
+    )]
     ConsoleLog {
         /// The directory.
         path: PathBuf,
@@ -65,21 +68,79 @@ pub enum ServeError {
     Thread(#[from] ControlError),
 }
 
-/// Takes guests from peers at `url`, in threads. Returns the address, with the port that was really taken.
-pub fn serve_moves(
-    daemon: &Arc<Daemon>,
-    url: &Url,
-    options: Arc<TargetOptions>,
-) -> Result<Url, ServeError> {
-    let failed = |reason: io::Error| {
-        let url = url.clone();
-        match reason.downcast() {
-            Ok(reason) => ServeError::Certificates { url, reason },
-            Err(reason) => ServeError::Listen { url, reason },
+/// Where guests come from peers. Nobody is answered there before [`Self::serve`].
+pub struct MoveListener {
+    url: Url,
+    listener: Listener,
+}
+
+impl MoveListener {
+    /// Listens at `url`.
+    ///
+    /// # Errors
+    ///
+    /// The address cannot be used, or it needs certificates and this host's are of no use.
+    pub fn bind(url: &Url, security: &Security) -> Result<Self, ServeError> {
+        let listener =
+            Listener::bind(url, security).map_err(|reason| cannot_listen(url, reason))?;
+        Ok(Self {
+            url: url.clone(),
+            listener,
+        })
+    }
+
+    /// Whether the certificates that each connection here needs can be read again.
+    ///
+    /// # Errors
+    ///
+    /// They cannot.
+    pub fn check(&self, security: &Security) -> Result<(), ServeError> {
+        let (Security::Network(tls) | Security::Everywhere(tls)) = security else {
+            return Ok(());
+        };
+        if !self.listener.is_secure() {
+            return Ok(());
         }
-    };
-    let listener = Listener::bind(url, &daemon.options().security).map_err(failed)?;
-    let address = listener.url().map_err(failed)?;
+        tls.check_server()
+            .map_err(|reason| ServeError::Certificates {
+                url: self.url.clone(),
+                reason,
+            })
+    }
+
+    /// Takes guests from peers, in threads. Returns the address, with the port that was really taken.
+    ///
+    /// # Errors
+    ///
+    /// A thread cannot be started.
+    pub fn serve(
+        self,
+        daemon: &Arc<Daemon>,
+        options: Arc<TargetOptions>,
+    ) -> Result<Url, ServeError> {
+        let Self { url, listener } = self;
+        let address = listener
+            .url()
+            .map_err(|reason| cannot_listen(&url, reason))?;
+        announce(&url, &address, &listener);
+        daemon.add_listening(address.to_string());
+        let daemon = Arc::clone(daemon);
+        spawn(format!("moves {address}"), move || {
+            accept_moves(&daemon, &listener, &options)
+        })?;
+        Ok(address)
+    }
+}
+
+fn cannot_listen(url: &Url, reason: io::Error) -> ServeError {
+    let url = url.clone();
+    match reason.downcast() {
+        Ok(reason) => ServeError::Certificates { url, reason },
+        Err(reason) => ServeError::Listen { url, reason },
+    }
+}
+
+fn announce(url: &Url, address: &Url, listener: &Listener) {
     match url {
         Url::Tcp { .. } if !listener.is_secure() && !url.is_loopback() => tracing::warn!(
             url = %address,
@@ -90,14 +151,15 @@ pub fn serve_moves(
         }
         _ => tracing::info!(url = %address, "waiting for guests from this host"),
     }
-    daemon.add_listening(address.to_string());
-    let daemon = Arc::clone(daemon);
+}
+
+fn accept_moves(daemon: &Arc<Daemon>, listener: &Listener, options: &Arc<TargetOptions>) {
     let arriving = Arc::new(AtomicUsize::new(0));
-    spawn(format!("moves {address}"), move || loop {
+    loop {
         match listener.accept() {
             Ok(arrival) => {
                 let slot = Slot::take(&arriving);
-                let (daemon, options) = (Arc::clone(&daemon), Arc::clone(&options));
+                let (daemon, options) = (Arc::clone(daemon), Arc::clone(options));
                 let serve = move || {
                     let _slot = slot;
                     serve_move(daemon, arrival, &options);
@@ -113,8 +175,7 @@ pub fn serve_moves(
                 std::thread::sleep(ACCEPT_PAUSE);
             }
         }
-    })?;
-    Ok(address)
+    }
 }
 
 /// What to do about a control socket that cannot be made, as the end of a sentence.
@@ -167,6 +228,15 @@ pub fn prepare_console_log(directory: Option<&Path>) -> Result<(), ServeError> {
     fs::create_dir_all(path).map_err(|reason| ServeError::ConsoleLog {
         path: path.to_owned(),
         reason,
+    })
+}
+
+/// Checks that the daemon, with the rights that it has left, can make a console log.
+pub fn check_console_log(directory: Option<&Path>) -> Result<(), ServeError> {
+    let Some(path) = directory else { return Ok(()) };
+    access(path, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|errno| ServeError::ConsoleLog {
+        path: path.to_owned(),
+        reason: errno.into(),
     })
 }
 

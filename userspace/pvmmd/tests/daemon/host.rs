@@ -12,7 +12,7 @@ use pvmm_vmm::fake::FakeHypervisor;
 use pvmm_vmm::host_serial::HostSerialPorts;
 use pvmm_vmm::IrqChip;
 use pvmmd::daemon::control::{Access, ControlSocket};
-use pvmmd::daemon::server::serve_moves;
+use pvmmd::daemon::server::MoveListener;
 use pvmmd::daemon::{Daemon, Options};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -231,7 +231,9 @@ impl Host {
             HostSerialPorts::new(Path::new("/nonexistent"), Path::new("/nonexistent")),
             options,
         );
-        let url = serve_moves(&daemon, url, Arc::new(target_options)).expect("a free port");
+        let url = MoveListener::bind(url, &daemon.options().security)
+            .and_then(|listener| listener.serve(&daemon, Arc::new(target_options)))
+            .expect("a free port");
         let control = directory.path().join("control.sock");
         let control = ControlSocket::bind(&control, &Access::default()).expect("a new socket");
         control.serve(&daemon).expect("a thread can be started");

@@ -11,6 +11,7 @@ mod host;
 mod limits;
 mod moves;
 mod output;
+mod privileges;
 mod process;
 mod stall;
 mod terminal;

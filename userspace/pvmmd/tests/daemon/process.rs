@@ -31,6 +31,10 @@ use std::time::{Duration, Instant};
 const ARGUMENTS: &str = "PVMM_TEST_DAEMON";
 /// Where it reports its phases.
 const GATE: &str = "PVMM_TEST_GATE";
+/// Set: the daemon tries what its filter refuses at the start of every phase of a move to it.
+pub const TRESPASS: &str = "PVMM_TEST_TRESPASS";
+/// What the log says of a system call that was refused.
+pub const REFUSED: &str = "refused system call";
 /// Between two looks at something that cannot be waited for.
 const POLL: Duration = Duration::from_millis(5);
 /// The test that serves.
@@ -170,6 +174,8 @@ fn report(gate: &Path, step: Step) -> Result<(), String> {
 pub struct Process {
     child: Child,
     pub directory: tempfile::TempDir,
+    /// Whether it may have system calls refused. Otherwise that fails the test: it needs one that is on no list.
+    pub trespasses: bool,
     plan: Plan,
     /// It reports there until its end.
     _gate: Arc<Gate>,
@@ -238,7 +244,13 @@ impl Process {
     /// A daemon with these options beside the usual ones. `through` is a program that starts it, with its arguments.
     pub fn start(gate: &Arc<Gate>, options: &[&str], through: &[&str]) -> Self {
         let program = std::env::current_exe().expect("this program runs");
-        Self::start_program(&program, gate, options, through)
+        Self::start_program(&program, gate, options, through, "tcp:127.0.0.1:0")
+    }
+
+    /// A daemon with these options that takes guests at `listen`.
+    pub fn start_at(listen: &str, gate: &Arc<Gate>, options: &[&str]) -> Self {
+        let program = std::env::current_exe().expect("this program runs");
+        Self::start_program(&program, gate, options, &[], listen)
     }
 
     /// A daemon that another user runs.
@@ -250,10 +262,16 @@ impl Process {
         let uid = uid.to_string();
         let through = ["setpriv", "--reuid", &uid, "--clear-groups"];
         // The program may go once it runs.
-        Self::start_program(&program, gate, &[], &through)
+        Self::start_program(&program, gate, &[], &through, "tcp:127.0.0.1:0")
     }
 
-    fn start_program(program: &Path, gate: &Arc<Gate>, options: &[&str], through: &[&str]) -> Self {
+    fn start_program(
+        program: &Path,
+        gate: &Arc<Gate>,
+        options: &[&str],
+        through: &[&str],
+        listen: &str,
+    ) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let image = made_up_image(b"code", 1 << 20);
         std::fs::write(directory.path().join("vmlinuz"), image).expect("writable");
@@ -264,10 +282,11 @@ impl Process {
             program: program.to_owned(),
             gate: gate.path.clone(),
         };
-        let child = plan.spawn(directory.path(), "tcp:127.0.0.1:0");
+        let child = plan.spawn(directory.path(), listen);
         let mut process = Self {
             child,
             directory,
+            trespasses: false,
             plan,
             _gate: Arc::clone(gate),
             url: Url::Unix(PathBuf::new()),
@@ -334,6 +353,9 @@ impl Drop for Process {
         // It may have ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if !self.trespasses && !std::thread::panicking() {
+            assert!(!self.said().contains(REFUSED), "{}", self.said());
+        }
     }
 }
 
@@ -344,6 +366,14 @@ impl Machine for Process {
 
     fn kernel(&self) -> PathBuf {
         self.directory.path().join("vmlinuz")
+    }
+}
+
+/// What no daemon needs, if the environment asks for it.
+fn trespass() -> Result<(), String> {
+    match std::env::var_os(TRESPASS) {
+        Some(_) => std::os::unix::fs::chroot("/").map_err(|error| format!("chroot: {error}")),
+        None => Ok(()),
     }
 }
 
@@ -365,7 +395,10 @@ fn serve_if_told() {
         source_hook: Some(SourceHook(Arc::new(move |phase| {
             report(&source, Step::Source(phase))
         }))),
-        target_hook: Some(Box::new(move |phase| report(&target, Step::Target(phase)))),
+        target_hook: Some(Box::new(move |phase| {
+            trespass()?;
+            report(&target, Step::Target(phase))
+        })),
     };
     let code = match serve(&cli.socket, options, base) {
         Ok(()) => 0,

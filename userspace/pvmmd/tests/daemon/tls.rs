@@ -8,7 +8,7 @@ use pvmmd::cert::{self, HostNames};
 use std::path::{Path, PathBuf};
 
 /// Makes the certificate of a host that is dialled as 127.0.0.1.
-fn issue(ca: &Path, host: &str) -> PathBuf {
+pub fn issue(ca: &Path, host: &str) -> PathBuf {
     let out = ca.join(host);
     let names = HostNames {
         host: host.into(),
