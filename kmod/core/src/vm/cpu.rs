@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::dispatch::{element, read, write, Error};
-use super::{Live, Parts, Vm};
+use super::{Live, Parts, Setup, Vm};
 use crate::arch::x86::cpuid::GuestCpuid;
 use crate::arch::x86::registers::rdtsc;
 use crate::arch::x86::vmx::VmxVcpu;
@@ -29,7 +29,12 @@ fn apic_features(cpuid: &GuestCpuid) -> Option<ApicFeatures> {
 impl<H: Host> Vm<H> {
     /// The table that a guest gets; before CREATE_VM, that of a VM with APICs at the host's TSC rate.
     fn default_cpuid(&self) -> Result<H::Box<GuestCpuid>, Error> {
-        let (apic, tsc_khz) = match self.setup.lock().as_ref() {
+        let setup = *self.setup.lock();
+        self.default_cpuid_of(setup.as_ref())
+    }
+
+    fn default_cpuid_of(&self, setup: Option<&Setup>) -> Result<H::Box<GuestCpuid>, Error> {
+        let (apic, tsc_khz) = match setup {
             Some(setup) => (setup.create.flags & VM_APIC != 0, setup.create.tsc_khz),
             None => (true, self.monitor.tsc_khz().0),
         };
@@ -63,7 +68,9 @@ impl<H: Host> Vm<H> {
         if create.vcpu >= MAX_VCPUS || create.reserved != 0 {
             return Err(Error::Invalid);
         }
-        let setup = self.setup.lock().ok_or(Error::NotReady)?;
+        // Held to the end: a region that is accepted must not be too late for the vCPU.
+        let setup = self.setup.lock();
+        let setup = setup.as_ref().ok_or(Error::NotReady)?;
         if setup.regions.is_empty() {
             return Err(Error::NotReady);
         }
@@ -76,7 +83,7 @@ impl<H: Host> Vm<H> {
         let memory = H::shared(GuestMemory::<H>::new(setup.regions)?)?;
         let control = H::shared(Control::<H>::new()?)?;
         let watch = H::watch(&space, memory.clone())?;
-        let cpuid = self.default_cpuid()?;
+        let cpuid = self.default_cpuid_of(Some(setup))?;
         let apic = apic_features(&cpuid);
         let point = Clock {
             vm_ns: 0,

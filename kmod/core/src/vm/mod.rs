@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A virtual machine: one open file of the host's device node.
 //!
-//! Lock order: `vcpu`, then `live`, then `clock`. The vCPU's lock is held while it runs; requests that must work meanwhile
-//! take only the others, and only long enough to copy what is in them.
+//! Lock order: `setup`, then `vcpu`, then `live`, then `clock`. The vCPU's lock is held while it runs; requests that must
+//! work meanwhile take only the others, and only long enough to copy what is in them.
 #![forbid(unsafe_code)]
 
 mod cpu;

@@ -6,6 +6,7 @@ use crate::arch::x86::vmx::capability::VmxCapability;
 use pvmm_hostabi::sim::{Machine, SimAddressSpace, SimHost, Task};
 use pvmm_hostabi::{HostMem, Hva, VmxUnavailable, PAGE_SIZE};
 use pvmm_uapi::*;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Index of the task priority in `LocalApicState::registers`.
 const TPR: usize = 8;
@@ -23,6 +24,15 @@ struct Owner {
 impl Owner {
     /// On the machine that was entered; `flags` are the VM's.
     fn new(flags: u32) -> Self {
+        let owner = Self::without_vcpu(flags);
+        owner
+            .request(CREATE_VCPU, &CreateVcpu::default())
+            .expect("memory is there");
+        owner
+    }
+
+    /// The same, with nothing that would use the memory yet.
+    fn without_vcpu(flags: u32) -> Self {
         let space = SimAddressSpace::new();
         space.adopt();
         let structure = space.map(4).start.0;
@@ -46,9 +56,6 @@ impl Owner {
         owner
             .request(SET_MEMORY_REGION, &region)
             .expect("it is mapped");
-        owner
-            .request(CREATE_VCPU, &CreateVcpu::default())
-            .expect("memory is there");
         owner
     }
 
@@ -225,4 +232,47 @@ fn a_device_that_is_not_recorded_has_no_state_to_capture() {
             Err(Error::Invalid)
         );
     });
+}
+
+#[test]
+fn memory_may_be_registered_while_the_vcpu_is_made() {
+    // As often as the two requests need to meet.
+    for _ in 0..200 {
+        let machine = Machine::new(1);
+        let _entered = machine.enter();
+        machine.set_vmx(Some(VmxUnavailable::Busy));
+        let owner = Owner::without_vcpu(VM_APIC);
+        let region = MemoryRegion {
+            gpa: 1 << 30,
+            size: PAGE_SIZE,
+            hva: owner.structure,
+            reserved: 0,
+        };
+        let vm = &owner.vm;
+        let made = AtomicBool::new(false);
+        let added = std::thread::scope(|scope| {
+            let others = scope.spawn(|| {
+                let _entered = machine.enter();
+                let mut added = 0;
+                while !made.load(Ordering::SeqCst) {
+                    let region = MemoryRegion {
+                        gpa: region.gpa + added * PAGE_SIZE,
+                        ..region
+                    };
+                    added += u64::from(vm.set_memory_region(&region).is_ok());
+                }
+                added
+            });
+            vm.create_vcpu(&CreateVcpu::default())
+                .expect("memory is there");
+            made.store(true, Ordering::SeqCst);
+            others.join().expect("it does not panic")
+        });
+        // What was accepted is there.
+        let parts = vm.parts().expect("the vCPU was made");
+        for page in 0..added {
+            let gpa = pvmm_hostabi::Gpa(region.gpa + page * PAGE_SIZE);
+            assert!(parts.memory.regions().hva(gpa).is_some(), "page {page}");
+        }
+    }
 }
