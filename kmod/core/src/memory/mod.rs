@@ -19,6 +19,9 @@ use regions::Regions;
 /// How often a fault is tried again because the host took the page back in between.
 const MAX_RETRIES: u32 = 1000;
 
+/// Frames that are looked at with the map's lock held: some hundred microseconds' worth if all are mapped.
+const FRAMES_AT_ONCE: usize = 1 << 16;
+
 /// Why a guest page could not be mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultError {
@@ -51,6 +54,13 @@ pub struct GuestMemory<H: Host> {
     windows: AtomicU32,
     logging: AtomicU32,
     dirty: DirtyBitmap<H>,
+}
+
+/// Cuts frames into parts that the map's lock may be held for.
+fn parts(gfns: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let end = gfns.end;
+    gfns.step_by(FRAMES_AT_ONCE)
+        .map(move |start| start..end.min(start + FRAMES_AT_ONCE as u64))
 }
 
 impl<H: Host> GuestMemory<H> {
@@ -144,8 +154,8 @@ impl<H: Host> GuestMemory<H> {
             // A vCPU that is in a window may run on without logging; bring it out before the flags are cleared.
             self.flush();
             for region in self.regions.iter() {
-                for gfn in region.gfns() {
-                    self.map.lock().clear_dirty(Gfn(gfn));
+                for part in parts(region.gfns()) {
+                    self.map.lock().clear_dirty(part);
                 }
             }
         }
@@ -165,12 +175,7 @@ impl<H: Host> GuestMemory<H> {
         // What the vCPUs have logged in their own buffers comes out with their windows.
         self.flush();
         self.dirty.take(|run| {
-            {
-                let map = self.map.lock();
-                for gfn in run.clone() {
-                    map.clear_dirty(Gfn(gfn));
-                }
-            }
+            self.map.lock().clear_dirty(run.clone());
             take(run)
         })
     }
@@ -228,15 +233,16 @@ impl<H: Host> GuestMemory<H> {
 
 impl<H: Host> InvalidateSink for GuestMemory<H> {
     fn invalidate_start(&self, range: Range<Hva>) {
-        let mut changed = false;
         {
-            let mut map = self.map.lock();
+            let _map = self.map.lock();
             self.invalidating.fetch_add(1, Ordering::SeqCst);
             self.invalidations.fetch_add(1, Ordering::SeqCst);
-            for gfns in self.regions.gfns_of(range) {
-                for gfn in gfns {
-                    changed |= map.unmap(Gfn(gfn));
-                }
+        }
+        // Nothing is mapped any more until the invalidation ends, so that the lock may be given up in between.
+        let mut changed = false;
+        for gfns in self.regions.gfns_of(range) {
+            for part in parts(gfns) {
+                changed |= self.map.lock().unmap(part);
             }
         }
         if changed {

@@ -4,6 +4,7 @@
 //! The tree is filled on demand, one 4 KiB leaf at a time, and emptied when the host takes frames back. It does no locking and no
 //! invalidation of cached translations: its owner does both.
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use pvmm_hostabi::{Gfn, HostPage, Hpa, OutOfMemory, Pfn};
 
@@ -59,22 +60,38 @@ impl<P: HostPage> Ept<P> {
         self.root.phys().0 | 6 | u64::from(LEVELS - 1) << 3 | 1 << 6
     }
 
-    /// The leaf entry of `gfn`, if all tables above it exist.
-    fn leaf(&self, gfn: Gfn) -> Option<&AtomicU64> {
-        if gfn.0 >= MAX_GFN {
-            return None;
-        }
+    /// The table with the leaf entry of `gfn`; if there is none, the level at which it ends.
+    fn table(&self, gfn: Gfn) -> Result<&[AtomicU64; 512], u32> {
         let mut table = self.root.words();
         for level in (1..LEVELS).rev() {
             let entry = table[index(gfn, level)].load(Ordering::Acquire);
             if entry & READ == 0 {
-                return None;
+                return Err(level);
             }
             // SAFETY: a present entry above the leaves holds the address of a page that `map` gave up to the tree, which
             // frees it only when it is dropped; the reference is bound to `self`.
             table = unsafe { P::words_at(Hpa(entry & ADDRESS)) };
         }
-        Some(&table[index(gfn, 0)])
+        Ok(table)
+    }
+
+    /// Calls `each` with the leaf entries of `gfns` whose tables exist. What was never mapped costs a step for each table
+    /// that could be there, at whatever level.
+    fn for_each_leaf(&self, gfns: Range<u64>, mut each: impl FnMut(&AtomicU64)) {
+        let end = gfns.end.min(MAX_GFN);
+        let mut at = gfns.start;
+        while at < end {
+            match self.table(Gfn(at)) {
+                Ok(table) => {
+                    let stop = end.min((at | 0x1ff) + 1);
+                    table[index(Gfn(at), 0)..=index(Gfn(stop - 1), 0)]
+                        .iter()
+                        .for_each(&mut each);
+                    at = stop;
+                }
+                Err(level) => at = ((at >> (9 * level)) + 1) << (9 * level),
+            }
+        }
     }
 
     /// Maps `gfn` to `pfn`, replacing what was there. Takes tables that are missing from `pages`.
@@ -99,7 +116,7 @@ impl<P: HostPage> Ept<P> {
                 value = page.into_raw().0 | READ | WRITE | EXECUTE;
                 entry.store(value, Ordering::Release);
             }
-            // SAFETY: as in `leaf`.
+            // SAFETY: as in `table`.
             table = unsafe { P::words_at(Hpa(value & ADDRESS)) };
         }
         let rights = if writable {
@@ -114,17 +131,20 @@ impl<P: HostPage> Ept<P> {
         Ok(())
     }
 
-    /// Removes the mapping of `gfn`. Returns whether there was one.
-    pub fn unmap(&mut self, gfn: Gfn) -> bool {
-        self.leaf(gfn)
-            .is_some_and(|entry| entry.swap(0, Ordering::AcqRel) & READ != 0)
+    /// Removes the mappings of `gfns`. Returns whether there was one.
+    pub fn unmap(&mut self, gfns: Range<u64>) -> bool {
+        let mut changed = false;
+        self.for_each_leaf(gfns, |entry| {
+            changed |= entry.swap(0, Ordering::AcqRel) & READ != 0;
+        });
+        changed
     }
 
-    /// Clears the dirty flag of `gfn`, so that the next write is logged again.
-    pub fn clear_dirty(&self, gfn: Gfn) {
-        if let Some(entry) = self.leaf(gfn) {
+    /// Clears the dirty flags of `gfns`, so that the next write to each is logged again.
+    pub fn clear_dirty(&self, gfns: Range<u64>) {
+        self.for_each_leaf(gfns, |entry| {
             entry.fetch_and(!DIRTY, Ordering::AcqRel);
-        }
+        });
     }
 
     /// Calls `free` on each table below `table`, leaves first.
@@ -147,5 +167,66 @@ impl<P: HostPage> Ept<P> {
 impl<P: HostPage> Drop for Ept<P> {
     fn drop(&mut self) {
         Self::free_below(self.root.words(), LEVELS - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pvmm_hostabi::sim::{Machine, SimHost};
+    use pvmm_hostabi::HostMem;
+    use std::vec;
+
+    const FAR: u64 = MAX_GFN - 1;
+
+    /// A tree in which these frames are mapped.
+    fn tree(gfns: &[u64]) -> Ept<<SimHost as HostMem>::Page> {
+        let mut ept = Ept::new(SimHost::page().expect("there is memory"));
+        for gfn in gfns {
+            let mut pages = TablePages::allocate(SimHost::page).expect("there is memory");
+            ept.map(Gfn(*gfn), Pfn(gfn + 1), true, &mut pages)
+                .expect("it is within reach");
+        }
+        ept
+    }
+
+    fn mapped(ept: &Ept<<SimHost as HostMem>::Page>, gfn: u64) -> bool {
+        let mut entries = 0;
+        ept.for_each_leaf(gfn..gfn + 1, |entry| {
+            entries += u64::from(entry.load(Ordering::Relaxed) & READ != 0);
+        });
+        entries == 1
+    }
+
+    #[test]
+    fn a_range_is_unmapped_up_to_its_ends_across_tables_of_every_level() {
+        let _entered = Machine::new(1).enter();
+        let frames = [0, 5, 511, 512, 1 << 18, (1 << 18) - 1, 1 << 27, FAR];
+        for (range, expected) in [
+            (0..0, vec![]),
+            (5..6, vec![5]),
+            (6..511, vec![]),
+            (6..513, vec![511, 512]),
+            (1..1 << 27, vec![5, 511, 512, (1 << 18) - 1, 1 << 18]),
+            (0..u64::MAX, frames.to_vec()),
+        ] {
+            let mut ept = tree(&frames);
+            assert_eq!(ept.unmap(range.clone()), !expected.is_empty());
+            for frame in frames {
+                assert_eq!(mapped(&ept, frame), !expected.contains(&frame), "{range:?}");
+            }
+            assert!(!ept.unmap(range));
+        }
+    }
+
+    #[test]
+    fn a_range_without_mappings_costs_next_to_nothing() {
+        let _entered = Machine::new(1).enter();
+        let mut ept = tree(&[0, FAR]);
+        let mut leaves = 0;
+        ept.for_each_leaf(0..MAX_GFN, |_| leaves += 1);
+        assert_eq!(leaves, 2 * 512);
+        ept.clear_dirty(0..MAX_GFN);
+        assert!(ept.unmap(0..MAX_GFN));
     }
 }
