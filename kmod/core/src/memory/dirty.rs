@@ -12,6 +12,9 @@ use pvmm_hostabi::{Gfn, Host, OutOfMemory};
 
 const BITS: u64 = u64::BITS as u64;
 
+/// Most frames of a run.
+pub const MAX_RUN: u64 = BITS;
+
 /// The dirty bitmap.
 pub struct DirtyBitmap<H: Host> {
     pages: H::Words,
@@ -73,7 +76,8 @@ impl<H: Host> DirtyBitmap<H> {
     }
 
     /// Takes runs of dirty frames in ascending order until there are none or `accept` returns false, in which case the
-    /// run that it refused and all after it stay dirty. Returns whether all were taken. A run lies within one word.
+    /// run that it refused and all after it stay dirty. Returns whether all were taken. A run lies within one word, so it
+    /// has at most [`MAX_RUN`] frames.
     pub fn take(&self, mut accept: impl FnMut(Range<u64>) -> bool) -> bool {
         for top in 0..self.summary.len() as u64 {
             for group_bit in bits(take_word(&self.summary, top)) {

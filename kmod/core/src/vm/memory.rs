@@ -4,6 +4,7 @@
 
 use super::dispatch::{element, read, write, Error};
 use super::Vm;
+use crate::memory::dirty::MAX_RUN;
 use crate::memory::regions::RegionError;
 use pvmm_hostabi::{Gfn, Host, Mutex};
 use pvmm_uapi::{DirtyFetch, DirtyLog, DirtyRange, MemoryRegion};
@@ -80,9 +81,10 @@ impl<H: Host> Vm<H> {
             let range = element::<DirtyRange>(fetch.ranges, index)
                 .and_then(|address| read::<H, DirtyRange>(address));
             let Ok(range) = range else { return };
+            // What is read may not be what was written; no run was longer than this.
             let end = range
                 .gfn
-                .saturating_add(range.pages)
+                .saturating_add(range.pages.min(MAX_RUN))
                 .min(parts.memory.regions().end());
             for gfn in range.gfn..end {
                 parts.memory.mark_dirty(Gfn(gfn));
