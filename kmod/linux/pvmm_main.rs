@@ -29,10 +29,12 @@ module! {
     },
 }
 
-/// The loaded module. Fields drop in order: the node first, so that nobody can come in any more.
+/// The loaded module. Fields drop in order: the node first, so that nobody can come in any more, and the check last, when
+/// nothing may be left.
 struct Pvmm {
     _node: Pin<KBox<device::Node>>,
     _regions: host::vmx::Regions,
+    _leaks: host::mem::LeakCheck,
 }
 
 /// The error number that `insmod` reports.
@@ -64,6 +66,7 @@ impl kernel::Module for Pvmm {
         Ok(Self {
             _node: node,
             _regions: regions,
+            _leaks: host::mem::LeakCheck,
         })
     }
 }

@@ -5,17 +5,29 @@ use super::Linux;
 use crate::shim;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU64, Ordering};
-use kernel::alloc::flags::__GFP_ZERO;
+use kernel::alloc::flags::{__GFP_NOWARN, __GFP_ZERO, GFP_KERNEL_ACCOUNT};
 use kernel::prelude::*;
 use kernel::sync::Arc;
 use pvmm_hostabi::{HostMem, HostPage, Hpa, OutOfMemory};
 
-/// Pages and word arrays that are in use, for the self-test's search for leaks.
+/// Pages, boxes and word arrays that are in use, for the search for leaks.
 static LIVE: AtomicU64 = AtomicU64::new(0);
 
-/// Pages and word arrays that are in use.
+/// Pages, boxes and word arrays that are in use.
 pub(crate) fn live() -> u64 {
     LIVE.load(Ordering::Relaxed)
+}
+
+/// Says in the kernel log, when it is dropped, if something is still in use then.
+pub(crate) struct LeakCheck;
+
+impl Drop for LeakCheck {
+    fn drop(&mut self) {
+        match live() {
+            0 => {}
+            left => pr_warn!("WARNING: {} allocations were not given back\n", left),
+        }
+    }
 }
 
 /// A page of the page allocator.
@@ -75,6 +87,19 @@ impl Drop for Words {
 
 /// A value in slab memory.
 pub(crate) struct Boxed<T>(KBox<T>);
+
+impl<T> Boxed<T> {
+    fn counted(value: KBox<T>) -> Self {
+        LIVE.fetch_add(1, Ordering::Relaxed);
+        Self(value)
+    }
+}
+
+impl<T> Drop for Boxed<T> {
+    fn drop(&mut self) {
+        LIVE.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl<T> Deref for Boxed<T> {
     type Target = T;
@@ -147,10 +172,12 @@ impl HostMem for Linux {
     }
 
     fn words(count: usize) -> Result<Words, OutOfMemory> {
-        let mut words = KVVec::with_capacity(count, GFP_KERNEL).map_err(|_| OutOfMemory)?;
+        // How many is up to userspace, so that failing is nothing to warn of.
+        let flags = GFP_KERNEL_ACCOUNT | __GFP_NOWARN;
+        let mut words = KVVec::with_capacity(count, flags).map_err(|_| OutOfMemory)?;
         for _ in 0..count {
             words
-                .push(AtomicU64::new(0), GFP_KERNEL)
+                .push(AtomicU64::new(0), flags)
                 .map_err(|_| OutOfMemory)?;
         }
         LIVE.fetch_add(1, Ordering::Relaxed);
@@ -158,19 +185,19 @@ impl HostMem for Linux {
     }
 
     fn boxed<T: Send + 'static>(value: T) -> Result<Boxed<T>, OutOfMemory> {
-        KBox::new(value, GFP_KERNEL)
-            .map(Boxed)
-            .map_err(|_| OutOfMemory)
+        let boxed = KBox::new(value, GFP_KERNEL_ACCOUNT).map_err(|_| OutOfMemory)?;
+        Ok(Boxed::counted(boxed))
     }
 
     unsafe fn boxed_zeroed<T: Send + 'static>() -> Result<Boxed<T>, OutOfMemory> {
-        let place = KBox::<T>::new_uninit(GFP_KERNEL | __GFP_ZERO).map_err(|_| OutOfMemory)?;
+        let place =
+            KBox::<T>::new_uninit(GFP_KERNEL_ACCOUNT | __GFP_ZERO).map_err(|_| OutOfMemory)?;
         // SAFETY: the allocation is zeroed, which is a valid value by the caller's obligation.
-        Ok(Boxed(unsafe { place.assume_init() }))
+        Ok(Boxed::counted(unsafe { place.assume_init() }))
     }
 
     fn shared<T: Send + Sync + 'static>(value: T) -> Result<Shared<T>, OutOfMemory> {
-        Arc::new(value, GFP_KERNEL)
+        Arc::new(value, GFP_KERNEL_ACCOUNT)
             .map(Shared)
             .map_err(|_| OutOfMemory)
     }
