@@ -144,7 +144,7 @@ pub const GUEST_INITRD: &str = "/guest/initrd";
 const GUEST_MEMTEST: &str = "/guest/memtest";
 
 /// Programs of the workspace that hosts get, when the workspace has them; each is a package's only one.
-const PROGRAMS: [&str; 3] = ["pvmm-agent", "pvmmd", GUEST];
+const PROGRAMS: [&str; 4] = ["pvmm-agent", "pvmmd", "pvmm-ioctl", GUEST];
 /// The program that is the init of guests.
 const GUEST: &str = "pvmm-guest";
 
