@@ -244,6 +244,16 @@ pub fn check_kernel_logs(hosts: &mut [&mut Host]) -> Result<(), Box<dyn Error>> 
     Ok(())
 }
 
+/// Free memory of a host in KiB, without what it can drop at once.
+///
+/// # Errors
+/// Those of the host.
+pub fn free_memory(host: &mut Host) -> Result<u64, Box<dyn Error>> {
+    let free =
+        host.sh("echo 3 > /proc/sys/vm/drop_caches; awk '/^MemFree:/ { print $2 }' /proc/meminfo")?;
+    Ok(free.trim().parse()?)
+}
+
 /// What the hardware of a 16550A says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UartSetting {

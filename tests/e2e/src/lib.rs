@@ -26,3 +26,14 @@ pub fn on_lab(name: &str, hosts: usize, test: impl FnOnce(&Lab) -> TestResult) -
     lab.finish();
     Ok(())
 }
+
+/// A number from the environment, or `default`.
+///
+/// # Errors
+/// It isn't a number.
+pub fn from_environment(name: &str, default: u64) -> Result<u64, Box<dyn Error>> {
+    match std::env::var(name) {
+        Ok(value) => Ok(value.parse()?),
+        Err(_) => Ok(default),
+    }
+}

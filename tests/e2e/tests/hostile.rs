@@ -5,8 +5,10 @@
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use pvmm_e2e::guest::{check_kernel_logs, console, serve, start, wait_for, APIC, LIMIT};
-use pvmm_e2e::{on_lab, TestResult};
+use pvmm_e2e::guest::{
+    check_kernel_logs, console, free_memory, serve, start, wait_for, APIC, LIMIT,
+};
+use pvmm_e2e::{from_environment, on_lab, TestResult};
 use pvmm_hostile::Case;
 use pvmm_lab::{Host, HostSpec};
 
@@ -18,14 +20,6 @@ const ROUNDS: u64 = 96;
 const NEIGHBOUR: &str = "neighbour";
 /// What may differ between the host's free memory before and after, in KiB: logs, and what the kernel keeps for itself.
 const MEMORY_TOLERANCE_KIB: u64 = 16 << 10;
-
-/// A number from the environment, or `default`.
-fn from_environment(name: &str, default: u64) -> Result<u64, Box<dyn Error>> {
-    match std::env::var(name) {
-        Ok(value) => Ok(value.parse()?),
-        Err(_) => Ok(default),
-    }
-}
 
 /// Starts the hostile guest with this command line.
 fn unleash(host: &mut Host, name: &str, irqchip: &str, cmdline: &str) -> TestResult {
@@ -60,13 +54,6 @@ fn stop(host: &mut Host, name: &str) -> TestResult {
         return Err(format!("{name} was stopped and ended with {end:?}").into());
     }
     Ok(())
-}
-
-/// Free memory of a host in KiB, without what it can drop at once.
-fn free_memory(host: &mut Host) -> Result<u64, Box<dyn Error>> {
-    let free =
-        host.sh("echo 3 > /proc/sys/vm/drop_caches; awk '/^MemFree:/ { print $2 }' /proc/meminfo")?;
-    Ok(free.trim().parse()?)
 }
 
 /// Whether a guest may end so after a case that it should survive.
