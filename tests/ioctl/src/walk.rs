@@ -270,7 +270,29 @@ impl Walker<'_> {
         if self.random.one_in(8) {
             return self.prepare(file);
         }
+        if self.random.one_in(6) {
+            self.track(file);
+        }
         answer
+    }
+
+    /// Asks what the guest has written, and lets that be tracked from now on.
+    fn track(&self, file: i32) {
+        let fetch = DirtyFetch {
+            ranges: self.place.array,
+            count: self.random.below(64) as u32,
+            more: 0,
+        };
+        let log = DirtyLog {
+            enable: 1,
+            reserved: 0,
+        };
+        if self
+            .request_with(file, DIRTY_FETCH, fetch.as_bytes())
+            .is_err()
+        {
+            let _ = self.request_with(file, DIRTY_LOG, log.as_bytes());
+        }
     }
 
     /// Any request with any structure.
