@@ -24,6 +24,21 @@ pub enum ResolveError {
     Interrupted,
 }
 
+/// Why an address space could not be watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WatchError {
+    /// The host has no memory left.
+    OutOfMemory,
+    /// A signal arrived while the host waited for the space's locks.
+    Interrupted,
+}
+
+impl From<OutOfMemory> for WatchError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
 /// Is told that the host takes memory back.
 pub trait InvalidateSink: Send + Sync + 'static {
     /// From now until the matching [`InvalidateSink::invalidate_end`] no frame of `range` may be used. When this returns
@@ -52,7 +67,7 @@ pub trait GuestMem: HostMem {
     fn watch<S: InvalidateSink>(
         space: &Self::AddressSpace,
         sink: Self::Shared<S>,
-    ) -> Result<Self::Watch<S>, OutOfMemory>;
+    ) -> Result<Self::Watch<S>, WatchError>;
 
     /// Finds the frame of the page at `hva`, bringing it in if it is absent and breaking copy-on-write if `write`. An
     /// address that is not the process's, such as one of the kernel, is unmapped, here as in the copies below.

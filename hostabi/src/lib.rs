@@ -32,7 +32,7 @@ pub mod vmx;
 pub use addr::{Gfn, Gpa, Hpa, Hva, Ns, Pfn, TscKhz, PAGE_SHIFT, PAGE_SIZE};
 pub use cpu::{CpuId, HostCpu, Interrupted};
 pub use dev::{ClaimError, HostDev, IrqSink, Ports};
-pub use guest_mem::{GuestMem, InvalidateSink, ResolveError, Resolved};
+pub use guest_mem::{GuestMem, InvalidateSink, ResolveError, Resolved, WatchError};
 pub use log::{HostLog, Level};
 pub use mem::{HostMem, HostPage, OutOfMemory};
 pub use sync::{HostSync, Mutex, SpinLock, WaitQueue, Waited};

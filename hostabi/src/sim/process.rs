@@ -13,7 +13,7 @@ use super::thread::{allocate, current, process_context, Running, Task};
 use super::SimHost;
 use crate::{
     Fault, GuestMem, Hva, InvalidateSink, OutOfMemory, ResolveError, Resolved, UserCopy,
-    PAGE_SHIFT, PAGE_SIZE,
+    WatchError, PAGE_SHIFT, PAGE_SIZE,
 };
 use core::ops::Range;
 use std::boxed::Box;
@@ -416,7 +416,7 @@ impl GuestMem for SimHost {
     fn watch<S: InvalidateSink>(
         space: &SimAddressSpace,
         sink: SimShared<S>,
-    ) -> Result<SimWatch<S>, OutOfMemory> {
+    ) -> Result<SimWatch<S>, WatchError> {
         allocate("GuestMem::watch")?;
         let watched = Arc::new(Watched {
             sink: Mutex::new(Some(sink)),

@@ -13,7 +13,7 @@ use pvmm_hostabi::{
     ClaimError, CpuId, Fault, GuestMem, Host, HostCpu, HostDev, HostLog, HostMem, HostPage,
     HostSync, HostTime, HostVmx, Hpa, Hva, Interrupted, InvalidateSink, IrqSink, Level, Mutex, Ns,
     OutOfMemory, Ports, ResolveError, Resolved, SpinLock, TscKhz, UserCopy, VmxUnavailable,
-    WaitQueue, Waited,
+    WaitQueue, Waited, WatchError,
 };
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
@@ -181,7 +181,10 @@ impl<D: Defect> GuestMem for HostWith<D> {
         D::is_current(space)
     }
 
-    fn watch<S: InvalidateSink>(space: &SimAddressSpace, sink: Shared<D, S>) -> Oom<Watch<D, S>> {
+    fn watch<S: InvalidateSink>(
+        space: &SimAddressSpace,
+        sink: Shared<D, S>,
+    ) -> Result<Watch<D, S>, WatchError> {
         let sink = SimHost::shared(Sink(sink.into_inner(), PhantomData))?;
         SimHost::watch(&D::watched(space), sink).map(Watch::new)
     }

@@ -9,7 +9,7 @@ use core::marker::PhantomData;
 use kernel::bindings;
 use kernel::prelude::*;
 use pvmm_hostabi::{
-    GuestMem, Hva, InvalidateSink, OutOfMemory, Pfn, ResolveError, Resolved, UserCopy,
+    GuestMem, Hva, InvalidateSink, OutOfMemory, Pfn, ResolveError, Resolved, UserCopy, WatchError,
 };
 
 /// A reference to an `mm_struct` (`mm_count`): the structure stays, its pages may go.
@@ -120,7 +120,7 @@ impl GuestMem for Linux {
     fn watch<S: InvalidateSink>(
         space: &AddressSpace,
         sink: Shared<S>,
-    ) -> Result<Watch<S>, OutOfMemory> {
+    ) -> Result<Watch<S>, WatchError> {
         let operations = bindings::mmu_notifier_ops {
             release: Some(Watch::<S>::release),
             invalidate_range_start: Some(Watch::<S>::start),
@@ -132,8 +132,9 @@ impl GuestMem for Linux {
             operations,
             sink,
         };
-        let registration =
-            KBox::into_raw(KBox::new(registration, GFP_KERNEL).map_err(|_| OutOfMemory)?);
+        let registration = KBox::into_raw(
+            KBox::new(registration, GFP_KERNEL).map_err(|_| WatchError::OutOfMemory)?,
+        );
         // SAFETY: the caller runs in `space` (the contract), whose mm is therefore alive; a second reference for the
         // registration, which may outlive the space's handle.
         let mm = unsafe { shim::pvmm_mm_grab() }.cast::<bindings::mm_struct>();
@@ -149,7 +150,11 @@ impl GuestMem for Linux {
                 drop(KBox::from_raw(registration));
                 shim::pvmm_mm_drop(mm.cast());
             }
-            return Err(OutOfMemory);
+            return Err(if error == EINTR.to_errno() {
+                WatchError::Interrupted
+            } else {
+                WatchError::OutOfMemory
+            });
         }
         Ok(Watch {
             registration,

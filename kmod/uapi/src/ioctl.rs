@@ -51,7 +51,7 @@ pub const GET_SUPPORTED_CPUID: u32 = iowr::<CpuidTable>(0x02);
 pub const CREATE_VM: u32 = iow::<CreateVm>(0x10);
 /// Adds one range of guest-physical memory.
 pub const SET_MEMORY_REGION: u32 = iow::<MemoryRegion>(0x11);
-/// Adds a virtual CPU.
+/// Adds a virtual CPU. A signal that arrives meanwhile ends it with `EINTR` and without one.
 pub const CREATE_VCPU: u32 = iow::<CreateVcpu>(0x12);
 /// Sets a vCPU's CPUID table; refused with `EINVAL` if the host cannot provide a feature in it.
 pub const SET_CPUID: u32 = iowr::<CpuidTable>(0x13);

@@ -4,7 +4,7 @@
 
 use super::Vm;
 use core::mem::size_of;
-use pvmm_hostabi::{ClaimError, Fault, Host, Mutex, OutOfMemory};
+use pvmm_hostabi::{ClaimError, Fault, Host, Mutex, OutOfMemory, WatchError};
 use pvmm_uapi::*;
 
 /// Why a request failed. A port turns it into its own error numbers; Linux's are named here.
@@ -41,6 +41,15 @@ pub enum Error {
 impl From<OutOfMemory> for Error {
     fn from(_: OutOfMemory) -> Self {
         Self::OutOfMemory
+    }
+}
+
+impl From<WatchError> for Error {
+    fn from(error: WatchError) -> Self {
+        match error {
+            WatchError::OutOfMemory => Self::OutOfMemory,
+            WatchError::Interrupted => Self::Interrupted,
+        }
     }
 }
 
