@@ -167,6 +167,13 @@ int pvmm_resolve(unsigned long address, bool write, u64 *pfn)
 	got = get_user_pages_fast(address, 1, write ? FOLL_WRITE : 0, &page);
 	if (got != 1)
 		return got < 0 ? got : -EFAULT;
+	/*
+	 * The guest's writes leave no mark in the process's page tables, where
+	 * the page may be writable and clean, having been swapped in for a read.
+	 * It can't become clean again without an invalidation.
+	 */
+	if (write && !PageDirty(page))
+		set_page_dirty_lock(page);
 	*pfn = page_to_pfn(page);
 	put_page(page);
 	return 0;
