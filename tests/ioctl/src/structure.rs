@@ -117,7 +117,7 @@ fn right(request: u32, arena: &Arena, place: &Place, random: &Random) -> Vec<u8>
             guest_irq: random.pick(&[3, 4]),
             host_irq: 3,
             device: 0,
-            reserved: 0,
+            flags: random.pick(&[0, ATTACH_UNRECORDED]),
         }
         .as_bytes()
         .to_vec(),

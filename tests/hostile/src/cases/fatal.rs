@@ -25,6 +25,9 @@ const OPERANDS: [&[u8]; 16] = [
     &[0x0f, 0x01, 0x13],
 ];
 
+/// MXCSR: all exceptions masked, rounding towards minus infinity.
+const ROUND_DOWN: u32 = 0x3f80;
+
 /// The snippet of a case that [`Case::is_fatal`].
 pub(super) fn snippet(case: Case, random: &Random) -> Snippet {
     let mode = if case == Case::TaskSwitch {
@@ -43,7 +46,11 @@ pub(super) fn snippet(case: Case, random: &Random) -> Snippet {
             code.load(0, target).raw(&[0x0f, 0x22, 0xd8])
         }
         Case::HaltForever => code.raw(&[0xfa, 0xf4, 0xeb, 0xfc]),
-        Case::Spin => code.raw(&[0xfa, 0xeb, 0xfe]),
+        // cli; push ROUND_DOWN; ldmxcsr [rsp]; jmp $
+        Case::Spin => code
+            .raw(&[0xfa, 0x68])
+            .raw(&ROUND_DOWN.to_le_bytes())
+            .raw(&[0x0f, 0xae, 0x14, 0x24, 0xeb, 0xfe]),
         // mov rax, device; push rax; push 0fff0000h; lidt [rsp + 6]; int 40h or ud2
         Case::DeviceIdt => {
             let last: &[u8] = if random.one_in(2) {

@@ -52,7 +52,7 @@ pub enum Case {
     WildCr3,
     /// HLT with interrupts off.
     HaltForever,
-    /// An endless loop with interrupts off.
+    /// An endless loop with interrupts off and an unusual rounding mode.
     Spin,
     /// The IDT is in device memory.
     DeviceIdt,

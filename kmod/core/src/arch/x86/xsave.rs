@@ -11,6 +11,8 @@ pub const GUEST_XCR0: u64 = 0b1110_0111;
 
 /// MXCSR after reset.
 const MXCSR_RESET: u32 = 0x1f80;
+/// The same, in memory.
+static MXCSR_RESET_VALUE: u32 = MXCSR_RESET;
 /// Offset of MXCSR in the legacy region.
 const MXCSR: usize = 24;
 /// Offset of XSTATE_BV.
@@ -71,6 +73,21 @@ pub unsafe fn xrstor<P: HostPage>(page: &P, mask: u64) {
     unsafe {
         asm!("xrstor64 [{}]", in(reg) page.words().as_ptr(), in("eax") mask as u32,
              in("edx") (mask >> 32) as u32, options(nostack, preserves_flags));
+    }
+}
+
+/// Gives MXCSR the value after reset, which whoever uses the FPU next may rely on: an XRSTORS of a state whose SSE part is the
+/// initial one sets it (SDM volume 1, 13.12), but not on every implementation of the processor, and then programs that the
+/// host starts would compute with the guest's rounding.
+///
+/// # Safety
+///
+/// The FPU belongs to the caller (`HostCpu::fpu_enter`), and what was in it is saved.
+pub unsafe fn reset_mxcsr() {
+    // SAFETY: the caller's obligation; the operand is a constant in memory without reserved bits.
+    unsafe {
+        asm!("ldmxcsr [{}]", in(reg) &raw const MXCSR_RESET_VALUE,
+             options(nostack, preserves_flags, readonly));
     }
 }
 

@@ -14,7 +14,7 @@ use super::vcpu::VmxVcpu;
 use super::vmcs::*;
 use crate::arch::x86::registers::*;
 use crate::arch::x86::snapshot::Exception;
-use crate::arch::x86::xsave::{xrstor, xsave, xsetbv0};
+use crate::arch::x86::xsave::{reset_mxcsr, xrstor, xsave, xsetbv0};
 use crate::arch::{Exit, ExitError};
 use crate::memory::GuestMemory;
 use crate::platform::Platform;
@@ -136,10 +136,11 @@ impl<H: Host> VmxVcpu<H> {
                 let result = body(self, &vmcs, &host, context, afterwards);
                 self.registers[RSP] = vmcs.read(GUEST_RSP);
                 // SAFETY: the same CPU and window as `save`; XCR0 is the host's again before the FPU is saved with
-                // the same mask as it was loaded.
+                // the same mask as it was loaded, and it is saved before it is changed.
                 unsafe {
                     host.restore(&mut self.switched);
                     xsave(&self.xsave, mask);
+                    reset_mxcsr();
                 }
                 result
             };
