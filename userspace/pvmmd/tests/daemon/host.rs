@@ -108,8 +108,7 @@ pub trait Machine {
     /// A guest runs on: its memory is whole, and no beat is repeated or left out. Returns what it has printed here.
     fn goes_on(&self, name: &str) -> String {
         let mut console = self.console(name);
-        console.wait_for("beat");
-        let last = console.beats().last().copied().unwrap_or(0);
+        let last = console.wait_beat();
         console.wait_for(&format!("beat {}\n", last + 20));
         assert_whole(&console.seen);
         console.seen
@@ -280,8 +279,20 @@ impl ConsoleReader {
         count
     }
 
+    /// Waits for a whole beat; its number.
+    pub fn wait_beat(&mut self) -> u64 {
+        loop {
+            if let Some(last) = self.beats().last() {
+                return *last;
+            }
+            assert!(self.read() > 0, "the console ended: {}", self.seen);
+        }
+    }
+
     pub fn wait_for(&mut self, text: &str) {
+        let limit = Instant::now() + LIMIT;
         while !self.seen.contains(text) {
+            assert!(Instant::now() < limit, "no \"{text}\" in {}", self.seen);
             assert!(
                 self.read() > 0,
                 "the console ended without \"{text}\": {}",
