@@ -244,6 +244,26 @@ pub fn check_kernel_logs(hosts: &mut [&mut Host]) -> Result<(), Box<dyn Error>> 
     Ok(())
 }
 
+/// Kills a host's daemon and checks that nothing of it and its guests stays behind: the module isn't in use and can be
+/// unloaded, and has given back what it had claimed.
+///
+/// # Errors
+/// What is left.
+pub fn kill_daemon(host: &mut Host, daemon: u32) -> Result<(), Box<dyn Error>> {
+    host.sh(&format!("kill -9 {daemon}"))?;
+    host.wait(daemon, Duration::from_secs(60))?;
+    let users = host.sh("awk '$1 == \"pvmm\" { print $3 }' /proc/modules")?;
+    if users.trim() != "0" {
+        return Err(format!("the module has users: {users:?}").into());
+    }
+    host.sh("rmmod pvmm")?;
+    let claimed = host.sh("grep pvmm /proc/ioports /proc/interrupts; :")?;
+    if !claimed.is_empty() {
+        return Err(format!("still claimed: {claimed}").into());
+    }
+    Ok(())
+}
+
 /// Free memory of a host in KiB, without what it can drop at once.
 ///
 /// # Errors

@@ -2,9 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::time::Duration;
-
-use pvmm_e2e::guest::{check_kernel_logs, console, serve, start, wait_for, COM2, PIC};
+use pvmm_e2e::guest::{check_kernel_logs, console, kill_daemon, serve, start, wait_for, COM2, PIC};
 use pvmm_e2e::{on_lab, TestResult};
 use pvmm_lab::HostSpec;
 
@@ -25,11 +23,7 @@ fn a_guest_is_paused_and_resumed_and_a_killed_daemon_leaves_nothing_behind() -> 
         let seen = said.matches("pvmm-guest OK").count();
         wait_for(&mut host, "g", "pvmm-guest OK", seen + 2)?;
 
-        host.sh(&format!("kill -9 {daemon}"))?;
-        host.wait(daemon, Duration::from_secs(60))?;
-        host.sh("rmmod pvmm")?;
-        let claimed = host.sh("grep pvmm /proc/ioports /proc/interrupts; :")?;
-        assert_eq!(claimed, "");
+        kill_daemon(&mut host, daemon)?;
         check_kernel_logs(&mut [&mut host])
     })
 }
