@@ -30,6 +30,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// again only after a second.
 const KNOCK: Duration = Duration::from_millis(250);
 
+/// What the debug kernel takes of a host's memory beyond what Debian's does, in MB: an eighth of it all for what may be
+/// accessed, and what it remembers of each lock and allocation.
+const DEBUG_MEMORY_MB: u32 = 384;
+
 /// What kind of host to boot.
 #[derive(Debug, Clone)]
 pub struct HostSpec {
@@ -41,7 +45,7 @@ pub struct HostSpec {
     pub cpus: u8,
     /// Which CPU Bochs plays, by its name there.
     pub model: &'static str,
-    /// Memory in MB.
+    /// Memory in MB; more on the debug kernel, for itself.
     pub memory_mb: u32,
 }
 
@@ -100,6 +104,7 @@ pub struct Host {
     emulator: Child,
     folder: PathBuf,
     com2: SerialLine,
+    debug: bool,
 }
 
 impl Host {
@@ -130,7 +135,7 @@ impl Host {
             emulator: spec.emulator,
             cpus: spec.cpus,
             model: spec.model,
-            memory_mb: spec.memory_mb,
+            memory_mb: spec.memory_mb + if image.debug { DEBUG_MEMORY_MB } else { 0 },
             cards: &cards,
             com2_port: com2.port(),
             image,
@@ -151,12 +156,18 @@ impl Host {
             emulator,
             folder: folder.to_owned(),
             com2,
+            debug: image.debug,
         })
     }
 
     /// The name from its [`HostSpec`].
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether it has booted the debug kernel.
+    pub fn is_debug(&self) -> bool {
+        self.debug
     }
 
     /// Its number in the networks, for [`Net::cut`] and the like.

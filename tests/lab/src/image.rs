@@ -36,6 +36,8 @@ pub struct Image {
     pub disk: PathBuf,
     /// How the clocks of Bochs hosts go that boot it.
     pub pace: Pace,
+    /// Whether it is the debug kernel that boots.
+    pub debug: bool,
 }
 
 /// Names a host's addresses after its network cards and starts the agent.
@@ -57,7 +59,7 @@ hostname host
 for size in /proc/sys/net/ipv4/tcp_rmem /proc/sys/net/ipv4/tcp_wmem; do
     echo 4096 65536 262144 > "$size"
 done
-insmod /lib/modules/e1000.ko
+[ ! -e /lib/modules/e1000.ko ] || insmod /lib/modules/e1000.ko
 ip link set lo up
 for card in /sys/class/net/*; do
     read -r mac < "$card/address"
@@ -120,6 +122,7 @@ pub fn build(
         rom,
         disk,
         pace,
+        debug: kernel.is_debug(),
     })
 }
 

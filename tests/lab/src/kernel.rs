@@ -1,9 +1,12 @@
-//! The kernel of the emulated hosts: Debian's own binary, and what it takes to compile modules for it.
+//! The kernel of the emulated hosts: Debian's own binary, and what it takes to compile modules for it; or a debug kernel.
 //!
 //! Debian's header packages lack the kernel's Rust metadata, so the kernel's source is configured with
 //! Debian's configuration and prepared as far as modules need it. The result must equal what Debian
 //! compiled: [`check_symbols`] compares the hashes in all Rust symbol names with those that Debian's
 //! kernel exports, because nothing else would notice a wrong compiler before the host crashes.
+//!
+//! The debug kernel is compiled whole from the same source, with a small configuration of its own (`debug.config`) that
+//! has the kernel watch itself and the module: locks, memory, contexts, undefined behaviour.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -67,11 +70,46 @@ cp "headers/usr/src/linux-headers-$RELEASE/Module.symvers" "$K/out/"
 rm -r headers linux-headers-*.deb
 "#;
 
-/// A kernel that modules can be compiled for; the tree's own is also one that hosts can boot.
+/// What the debug kernel has beyond `make tinyconfig`.
+const DEBUG_CONFIG: &str = include_str!("debug.config");
+/// The debug kernel's suffix behind the upstream version.
+const DEBUG_VERSION: &str = "-pvmm-debug";
+
+/// Compiles the debug kernel in `$K`, with LLVM: only so its checks of memory accesses cover Rust code. All drivers are
+/// built in, so what it exports is what `vmlinux` does. An option that the fragment asks for and that doesn't come out
+/// would make tests blind; an error is better.
+const DEBUG: &str = r#"
+cd "$K"
+xz -dc "/usr/src/$SOURCE.tar.xz" | tar -x
+mv "$SOURCE" source
+mkdir out modules
+cat > debug.config <<'END'
+@CONFIG@END
+cd source
+export KBUILD_OUTPUT="$K/out" LLVM=1 LOCALVERSION
+make tinyconfig
+scripts/kconfig/merge_config.sh -m -O "$K/out" "$K/out/.config" "$K/debug.config"
+make olddefconfig
+while read -r option; do
+    case $option in
+    *=n) ! grep "^${option%=n}=" "$K/out/.config" ;;
+    *) grep -qxF "$option" "$K/out/.config" ;;
+    esac || { echo "the configuration has not taken $option"; exit 1; }
+done < "$K/debug.config"
+make -j"$(nproc)" vmlinux modules_prepare
+cp "$K/out/vmlinux.symvers" "$K/out/Module.symvers"
+strip -g -o "$K/vmlinux" "$K/out/vmlinux"
+# The largest part of the output, which no module needs.
+find "$K/out" -name '*.o' ! -path "$K/out/scripts/*" ! -path "$K/out/tools/*" -delete
+rm "$K/out/vmlinux" "$K/out/vmlinux.unstripped" "$K/out/vmlinux.a" || :
+"#;
+
+/// A kernel that modules can be compiled for; the tree's own and the debug kernel are also ones that hosts can boot.
 #[derive(Debug, Clone)]
 pub struct Kernel {
     root: PathBuf,
     packages: KernelPackages,
+    release: String,
 }
 
 impl Kernel {
@@ -89,6 +127,44 @@ impl Kernel {
     /// [`LabError::OtherKernel`]; [`LabError::Command`], [`LabError::DiskFull`], [`LabError::File`].
     pub fn of_package(cache: &Cache, lock: &CacheLock, tree: &Tree, package: &str) -> Result<Self> {
         Self::prepared(cache, lock, tree, tree.kernel()?.sibling(package)?, OTHERS)
+    }
+
+    /// Returns the debug kernel, compiled first if the cache doesn't hold it.
+    ///
+    /// # Errors
+    /// [`LabError::Command`], [`LabError::DiskFull`], [`LabError::File`].
+    pub fn debug(cache: &Cache, lock: &CacheLock, tree: &Tree) -> Result<Self> {
+        let packages = tree.kernel()?;
+        let upstream = packages.release.split('+').next().unwrap_or_default();
+        let release = format!("{upstream}{DEBUG_VERSION}");
+        let script = DEBUG.replace("@CONFIG@", DEBUG_CONFIG);
+        let hash = cache::hash(
+            [tree.hash(), &packages.note(), &script]
+                .iter()
+                .map(|s| s.as_bytes()),
+        );
+        let root = cache.make(lock, "kernel-debug", &hash, |root| {
+            let step = Step::begin(format!("Linux {release}, compiled"), "40 min");
+            let log = cache.root().join("kernel-debug.log");
+            // A log of an earlier try would only confuse.
+            let _ = fs::remove_file(&log);
+            let variables = format!(
+                "K={KERNEL_DIR} SOURCE='{}' LOCALVERSION='{DEBUG_VERSION}'",
+                packages.source_name()
+            );
+            let mut command = tree.script(
+                &[Bind::rw(root, KERNEL_DIR)],
+                &format!("{variables}\n{script}"),
+            );
+            run_logged(&mut command, "compiling the debug kernel", &log)?;
+            step.done();
+            Ok(())
+        })?;
+        Ok(Kernel {
+            root,
+            packages,
+            release,
+        })
     }
 
     fn prepared(
@@ -130,7 +206,12 @@ impl Kernel {
             step.done();
             Ok(())
         })?;
-        Ok(Kernel { root, packages })
+        let release = packages.release.clone();
+        Ok(Kernel {
+            root,
+            packages,
+            release,
+        })
     }
 
     /// The kernel's folder outside: `source`, `out`, `modules`, `vmlinux`.
@@ -140,7 +221,7 @@ impl Kernel {
 
     /// What `uname -r` says on a host.
     pub fn release(&self) -> &str {
-        &self.packages.release
+        &self.release
     }
 
     /// The kernel, unpacked: as it is in memory when it runs.
@@ -148,12 +229,17 @@ impl Kernel {
         self.root.join("vmlinux")
     }
 
-    /// The kernel as Debian ships it, packed: what a guest boots. A path inside `tree`.
+    /// The tree's kernel as Debian ships it, packed: what a guest boots. A path inside `tree`.
     pub fn vmlinuz(&self, tree: &Tree) -> PathBuf {
         tree.root()
             .join("usr/lib/modules")
             .join(&self.packages.release)
             .join("vmlinuz")
+    }
+
+    /// Whether it is the debug kernel.
+    pub fn is_debug(&self) -> bool {
+        self.release != self.packages.release
     }
 
     /// A module for hosts to load, by its file name.

@@ -180,6 +180,11 @@ impl Lab {
         &self.net
     }
 
+    /// Whether hosts boot the debug kernel, on which all takes several times as long.
+    pub fn is_debug(&self) -> bool {
+        self.image.debug
+    }
+
     /// Folder with the logs of the hosts.
     pub fn folder(&self) -> &Path {
         &self.folder

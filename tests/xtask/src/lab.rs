@@ -49,6 +49,9 @@ struct RunArguments {
     /// Memory in MB
     #[arg(long, default_value_t = 640)]
     memory: u32,
+    /// Boot the debug kernel, which watches itself and the module
+    #[arg(long)]
+    debug_kernel: bool,
     /// Don't build and include pvmm.ko
     #[arg(long)]
     no_module: bool,
@@ -93,7 +96,7 @@ pub fn again_inside(prepared: &Path) -> Result<ExitCode> {
 }
 
 fn prepare(arguments: &RunArguments) -> Result<PathBuf> {
-    let base = Base::ensure()?;
+    let base = Base::ensure_for(arguments.debug_kernel)?;
     let module = if arguments.no_module {
         None
     } else {

@@ -20,8 +20,10 @@ use crate::paths::{self, TRIPLE};
 pub struct Base {
     /// The Debian 13 tree.
     pub tree: Tree,
-    /// Its kernel.
+    /// Its kernel, which guests boot, and hosts unless there is another for them.
     pub kernel: Kernel,
+    /// The debug kernel, if hosts are to boot that.
+    debug: Option<Kernel>,
 }
 
 impl Base {
@@ -30,15 +32,43 @@ impl Base {
     /// # Errors
     /// Those of the lab.
     pub fn ensure() -> Result<Self> {
+        Self::ensure_for(false)
+    }
+
+    /// The same, and the debug kernel for the hosts if `debug`.
+    ///
+    /// # Errors
+    /// As [`Base::ensure`].
+    pub fn ensure_for(debug: bool) -> Result<Self> {
         sandbox::check_machine()?;
         let cache = Cache::open()?;
         let lock = cache.lock()?;
         let tree = Tree::ensure(&cache, &lock)?;
         let kernel = Kernel::ensure(&cache, &lock, &tree)?;
-        Ok(Base { tree, kernel })
+        let debug = if debug {
+            Some(Kernel::debug(&cache, &lock, &tree)?)
+        } else {
+            None
+        };
+        Ok(Base {
+            tree,
+            kernel,
+            debug,
+        })
     }
 
-    /// Compiles the checkout's module for the lab's kernel; none while the checkout has no module.
+    /// The kernel that hosts boot.
+    fn hosts(&self) -> &Kernel {
+        self.debug.as_ref().unwrap_or(&self.kernel)
+    }
+
+    /// A folder for what is made for the hosts' kernel.
+    fn folder(&self, name: &str) -> PathBuf {
+        let suffix = if self.debug.is_some() { "-debug" } else { "" };
+        paths::lab().join(format!("{name}{suffix}"))
+    }
+
+    /// Compiles the checkout's module for the hosts' kernel; none while the checkout has no module.
     ///
     /// # Errors
     /// Those of the lab.
@@ -48,9 +78,13 @@ impl Base {
             eprintln!("    (no Kbuild file in the checkout: no pvmm.ko)");
             return Ok(None);
         }
-        let step = Step::begin("pvmm.ko for the lab's kernel", "20 s");
-        let out = paths::lab().join("module");
-        let module = module::build(&self.tree, &self.kernel, &checkout, "pvmm", &out)?;
+        let step = if self.debug.is_some() {
+            Step::begin("pvmm.ko for the debug kernel", "40 s")
+        } else {
+            Step::begin("pvmm.ko for the lab's kernel", "20 s")
+        };
+        let out = self.folder("module");
+        let module = module::build(&self.tree, self.hosts(), &checkout, "pvmm", &out)?;
         step.done();
         for line in &module.warnings {
             eprintln!("    {line}");
@@ -88,16 +122,16 @@ impl Base {
         files.extend(extra);
         let image = image::build(
             &self.tree,
-            &self.kernel,
+            self.hosts(),
             &files,
             pace,
             pvmm_lab::MTU,
-            &paths::lab().join("image"),
+            &self.folder("image"),
         )?;
         Ok(Prepared {
             tree: self.tree.hash().to_owned(),
             image,
-            runs: paths::lab().join("runs"),
+            runs: self.folder("runs"),
         })
     }
 }
