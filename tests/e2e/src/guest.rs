@@ -4,7 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use pvmm_lab::daemon::{load_module, url};
-use pvmm_lab::Host;
+use pvmm_lab::{kernel_log, Host};
 
 pub use pvmm_lab::daemon::console;
 
@@ -233,11 +233,7 @@ fn lengths(host: &mut Host, guest: &str) -> Result<(usize, usize), Box<dyn Error
 /// The log of the first that has.
 pub fn check_kernel_logs(hosts: &mut [&mut Host]) -> Result<(), Box<dyn Error>> {
     for host in hosts {
-        let log = host.sh("dmesg")?;
-        if ["WARNING:", "BUG:", "Oops", "Call Trace"]
-            .iter()
-            .any(|word| log.contains(word))
-        {
+        if let Some(log) = kernel_log::noticed(host)? {
             return Err(format!("the kernel of {} says:\n{log}", host.name()).into());
         }
     }

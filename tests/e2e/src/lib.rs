@@ -19,10 +19,16 @@ pub type TestResult = Result<(), Box<dyn Error>>;
 /// Waits until the machine has a core for each of these hosts.
 ///
 /// # Errors
-/// Those of the lab and of the test.
+/// Those of the lab and of the test; what a debug kernel has reported meanwhile.
 pub fn on_lab(name: &str, hosts: usize, test: impl FnOnce(&Lab) -> TestResult) -> TestResult {
     let lab = Lab::with_room(name, hosts)?;
     test(&lab)?;
+    if lab.is_debug() {
+        let reports = lab.kernel_reports()?;
+        if !reports.is_empty() {
+            return Err(format!("kernels have reported:\n{}", reports.join("\n")).into());
+        }
+    }
     lab.finish();
     Ok(())
 }

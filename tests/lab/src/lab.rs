@@ -12,6 +12,7 @@ use crate::cache::Cache;
 use crate::error::{file, LabError, Result};
 use crate::host::{Host, HostSpec};
 use crate::image::Image;
+use crate::kernel_log;
 use crate::net::Net;
 use crate::tree::Tree;
 
@@ -183,6 +184,25 @@ impl Lab {
     /// Whether hosts boot the debug kernel, on which all takes several times as long.
     pub fn is_debug(&self) -> bool {
         self.image.debug
+    }
+
+    /// What the kernels of all hosts have reported on their consoles, each line with the host's name.
+    ///
+    /// # Errors
+    /// [`LabError::File`].
+    pub fn kernel_reports(&self) -> Result<Vec<String>> {
+        let mut reports = Vec::new();
+        for found in fs::read_dir(&self.folder).map_err(file("can't read", &self.folder))? {
+            let host = found.map_err(file("can't read", &self.folder))?;
+            // The emulator makes the file with the first character.
+            let console = fs::read(host.path().join("console.log")).unwrap_or_default();
+            let name = host.file_name();
+            reports.extend(
+                kernel_log::reports(&String::from_utf8_lossy(&console))
+                    .map(|line| format!("{}: {line}", name.to_string_lossy())),
+            );
+        }
+        Ok(reports)
     }
 
     /// Folder with the logs of the hosts.

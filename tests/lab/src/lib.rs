@@ -9,7 +9,7 @@
 //! 3. [`cpio`], [`bootdisk`], [`image`]: what a host boots
 //! 4. [`sandbox`]: the namespaces of a run; [`net`], [`serial`]: the wires in it
 //! 5. [`machine`], [`host`]: emulators as hosts that run commands
-//! 6. [`daemon`]: `pvmmd` on a host
+//! 6. [`daemon`]: `pvmmd` on a host; [`kernel_log`]: what its kernel thinks of it
 //! 7. [`Lab`]: all of it, for one test
 
 #![forbid(unsafe_code)]
@@ -25,6 +25,7 @@ mod error;
 pub mod host;
 pub mod image;
 pub mod kernel;
+pub mod kernel_log;
 mod lab;
 pub mod machine;
 pub mod module;
