@@ -25,7 +25,19 @@ pub struct Arguments {
     /// Only the end-to-end tests whose name contains this
     #[arg(long, value_name = "NAME")]
     e2e: Option<String>,
+    /// Only end-to-end tests, on hosts with a kernel that watches itself and the module (lockdep, KASAN, kmemleak, UBSAN)
+    ///
+    /// Tests of guests, moves and the module, and longer ones than on Debian's kernel. It is compiled the first time. A usual
+    /// run leaves this out because of its length.
+    #[arg(long, conflicts_with = "quick")]
+    debug_kernel: bool,
 }
+
+/// Programs with tests for the debug kernel, unless one is asked for by name. The others need Debian's kernel, or take too
+/// long.
+const ON_DEBUG_KERNEL: [&str; 4] = ["soak", "module", "guests", "moves"];
+/// Of these programs, the test that needs KVM, which the debug kernel is without.
+const NEEDS_KVM: &str = "while_kvm_owns_vtx";
 
 /// Package of the end-to-end tests.
 const E2E: &str = "pvmm-e2e";
@@ -33,11 +45,11 @@ const E2E: &str = "pvmm-e2e";
 /// Runs the checks.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut checks = Checks::default();
-    if arguments.e2e.is_none() {
+    if arguments.e2e.is_none() && !arguments.debug_kernel {
         source(&mut checks);
     }
     if !arguments.quick {
-        if let Err(e) = machines(&mut checks, arguments.e2e.as_deref()) {
+        if let Err(e) = machines(&mut checks, arguments) {
             eprintln!("error: {e}");
             checks.fail("preparing the emulated hosts");
         }
@@ -103,8 +115,10 @@ fn source(checks: &mut Checks) {
 }
 
 /// The module, and the end-to-end tests.
-fn machines(checks: &mut Checks, filter: Option<&str>) -> Result<()> {
-    let base = Base::ensure()?;
+fn machines(checks: &mut Checks, arguments: &Arguments) -> Result<()> {
+    let filter = arguments.e2e.as_deref();
+    let debug = arguments.debug_kernel;
+    let base = Base::ensure_for(debug)?;
     let module = base.module()?;
     if let Some(module) = &module {
         checks.check("the module builds without a warning", "0 s", || {
@@ -132,9 +146,15 @@ fn machines(checks: &mut Checks, filter: Option<&str>) -> Result<()> {
         }
         let name = program.file_stem().unwrap_or_default().to_string_lossy();
         let name = name.rsplit_once('-').map_or(&*name, |(name, _)| name);
+        if debug && filter.is_none() {
+            if !ON_DEBUG_KERNEL.contains(&name) {
+                continue;
+            }
+            words.extend([OsString::from("--skip"), OsString::from(NEEDS_KVM)]);
+        }
         checks.tests(
             &format!("emulated hosts: {name}"),
-            "5 min",
+            if debug { "20 min" } else { "5 min" },
             sandbox::command(&program.clone().into_os_string(), &words)
                 .env(PREPARED, &prepared)
                 .env("PVMM_XTASK", &own),
