@@ -9,10 +9,38 @@ use crate::shim;
 use core::cell::UnsafeCell;
 use core::ffi::c_void;
 use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicUsize, Ordering};
 use kernel::prelude::*;
 use kernel::sync::lock::{mutex::MutexBackend, spinlock::SpinLockBackend, Backend, Guard, Lock};
-use kernel::{new_mutex, new_spinlock};
+use kernel::sync::LockClassKey;
 use pvmm_hostabi::{HostSync, Mutex, Ns, OutOfMemory, SpinLock, WaitQueue, Waited};
+
+/// How many classes of locks there are; the core has fewer types of guarded values.
+const CLASSES: usize = 16;
+
+/// Keys of the classes, which lockdep knows by their addresses.
+static KEYS: [LockClassKey; CLASSES] =
+    // SAFETY: in static memory for good, and never dropped.
+    [const { unsafe { LockClassKey::new_static() } }; CLASSES];
+
+/// The type of value that each class is for, by the address of its name; 0 while it is for none.
+static TYPES: [AtomicUsize; CLASSES] = [const { AtomicUsize::new(0) }; CLASSES];
+
+/// The class of the locks that guard a `T`.
+///
+/// Lockdep takes all locks of a class for the same one, so that an order among them would look like a deadlock. The kernel
+/// crate's macros make a class where they stand, but a generic function has one static for all types.
+fn class<T>() -> Pin<&'static LockClassKey> {
+    let name = core::any::type_name::<T>().as_ptr().addr();
+    let free_or_same = |place: &AtomicUsize| {
+        place
+            .compare_exchange(0, name, Ordering::Relaxed, Ordering::Relaxed)
+            .map_or_else(|known| known == name, |_| true)
+    };
+    // With more types than classes, the others share the last.
+    let number = TYPES.iter().position(free_or_same).unwrap_or(CLASSES - 1);
+    Pin::static_ref(&KEYS[number])
+}
 
 /// A lock of the kernel and the value that it guards.
 pub(crate) struct Locked<T, B: Backend> {
@@ -129,8 +157,8 @@ impl HostSync for Linux {
     type WaitQueue = LinuxWaitQueue;
 
     fn spin_lock<T: Send + 'static>(value: T) -> Result<Self::SpinLock<T>, OutOfMemory> {
-        let lock =
-            KBox::pin_init(new_spinlock!((), "pvmm"), GFP_KERNEL).map_err(|_| OutOfMemory)?;
+        let lock = KBox::pin_init(Lock::new((), c"pvmm", class::<T>()), GFP_KERNEL)
+            .map_err(|_| OutOfMemory)?;
         Ok(Locked {
             lock,
             value: UnsafeCell::new(value),
@@ -138,7 +166,8 @@ impl HostSync for Linux {
     }
 
     fn mutex<T: Send + 'static>(value: T) -> Result<Self::Mutex<T>, OutOfMemory> {
-        let lock = KBox::pin_init(new_mutex!((), "pvmm"), GFP_KERNEL).map_err(|_| OutOfMemory)?;
+        let lock = KBox::pin_init(Lock::new((), c"pvmm", class::<T>()), GFP_KERNEL)
+            .map_err(|_| OutOfMemory)?;
         Ok(Locked {
             lock,
             value: UnsafeCell::new(value),
