@@ -29,7 +29,16 @@ pub struct DeviceSpec {
     /// ISA interrupt of the host's device.
     pub host_irq: u8,
     /// Whether the guest's accesses are recorded; without that the guest cannot move.
+    #[serde(default = "recorded", skip_serializing_if = "is_recorded")]
     pub recorded: bool,
+}
+
+const fn recorded() -> bool {
+    true
+}
+
+const fn is_recorded(recorded: &bool) -> bool {
+    *recorded
 }
 
 /// What is wrong with a device option.
