@@ -101,7 +101,7 @@ cp "$K/out/vmlinux.symvers" "$K/out/Module.symvers"
 strip -g -o "$K/vmlinux" "$K/out/vmlinux"
 # The largest part of the output, which no module needs.
 find "$K/out" -name '*.o' ! -path "$K/out/scripts/*" ! -path "$K/out/tools/*" -delete
-rm "$K/out/vmlinux" "$K/out/vmlinux.unstripped" "$K/out/vmlinux.a" || :
+rm -f "$K/out/vmlinux" "$K/out/vmlinux.unstripped" "$K/out/vmlinux.a"
 "#;
 
 /// A kernel that modules can be compiled for; the tree's own and the debug kernel are also ones that hosts can boot.
