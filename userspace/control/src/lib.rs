@@ -26,7 +26,9 @@ pub mod request;
 pub mod size;
 
 pub use client::{Client, ClientError};
-pub use reply::{ControlError, ErrorClass, Event, GuestInfo, GuestState, Message, Reply};
+pub use reply::{
+    ControlError, ErrorClass, Event, GuestInfo, GuestState, Message, MoveCheck, Reply,
+};
 pub use request::{Envelope, Request};
 
 /// Version of the interface. A daemon answers other versions with an error of class `version`.

@@ -44,6 +44,8 @@ pub enum Reply {
     Job(Box<Statistics>),
     /// A guest's devices.
     Devices(Vec<DeviceInfo>),
+    /// Whether a guest could be moved.
+    MoveCheck(Box<MoveCheck>),
 }
 
 /// Versions of the parts.
@@ -138,6 +140,51 @@ pub struct GuestInfo {
     pub irqchip: IrqChip,
     /// Passed-through devices, as options.
     pub devices: Vec<String>,
+}
+
+/// Whether a guest could be moved to a peer, and what that would cost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MoveCheck {
+    /// If the peer would take it.
+    pub accepted: bool,
+    /// The peer's daemon and module, if it would.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Reasons against it that concern no device, each with its remedy.
+    pub reasons: Vec<String>,
+    /// The guest's devices.
+    pub devices: Vec<DeviceCheck>,
+    /// The guest's memory in bytes.
+    pub memory: u64,
+    /// How much of it is not zero, estimated.
+    pub content: u64,
+    /// Bytes of pages that the guest writes to per second.
+    pub dirty_rate: u64,
+    /// Bytes per second that the link takes, or that the request allows.
+    pub bandwidth: u64,
+    /// The link's round trip in microseconds.
+    pub round_trip: u64,
+    /// Milliseconds until the guest would run at the peer.
+    pub expected_total_time: u64,
+    /// Milliseconds that it would be paused.
+    pub expected_downtime: u64,
+    /// Milliseconds that it may be paused.
+    pub downtime_limit: u64,
+    /// If pre-copy would come within that limit.
+    pub converges: bool,
+}
+
+/// A device in a [`MoveCheck`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DeviceCheck {
+    /// Its name in the guest.
+    pub device: String,
+    /// Its kind.
+    pub kind: String,
+    /// Reasons why it cannot move, each with its remedy; none if it can.
+    pub reasons: Vec<String>,
 }
 
 /// A device of a guest.

@@ -39,6 +39,8 @@ pub enum Request {
     Console(Console),
     /// Moves a guest to a peer; events tell the progress.
     Migrate(Box<Migrate>),
+    /// Says whether a guest could be moved, and what that would cost, without moving it.
+    MigrateCheck(Box<Migrate>),
     /// Gives a move up.
     MigrateCancel(Name),
     /// Decides what becomes of a guest whose move was interrupted while it was committed.
@@ -63,6 +65,7 @@ impl Request {
             Self::Stop(_) => "stop",
             Self::Console(_) => "console",
             Self::Migrate(_) => "migrate",
+            Self::MigrateCheck(_) => "migrate-check",
             Self::MigrateCancel(_) => "migrate-cancel",
             Self::MigrateRecover(_) => "migrate-recover",
             Self::JobInfo(_) => "job-info",
@@ -83,7 +86,7 @@ impl Request {
             | Self::Devices(Name { name }) => Some(name),
             Self::Run(run) => Some(&run.name),
             Self::Console(console) => Some(&console.name),
-            Self::Migrate(migrate) => Some(&migrate.name),
+            Self::Migrate(migrate) | Self::MigrateCheck(migrate) => Some(&migrate.name),
             Self::MigrateRecover(recover) => Some(&recover.name),
         }
     }
@@ -96,6 +99,7 @@ impl Request {
             | Self::List
             | Self::Info(_)
             | Self::JobInfo(_)
+            | Self::MigrateCheck(_)
             | Self::Devices(_) => false,
             Self::Run(_)
             | Self::Pause(_)

@@ -14,6 +14,9 @@ use crate::wire::MAX_USER_DEVICE_BYTES;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+/// Most bytes of a [`Kind::Probe`].
+pub const PROBE_SIZE: usize = 256 << 10;
+
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident = $number:literal, $name:literal, limit $limit:expr;)*) => {
         /// What a record is.
@@ -77,6 +80,8 @@ kinds! {
     Commit = 11, "commit", limit 64;
     /// Source: [`Ping`].
     Ping = 12, "ping", limit 64;
+    /// Source: bytes that nothing is done with, to measure what the link takes. Only where nothing is moved.
+    Probe = 13, "probe", limit PROBE_SIZE as u32;
     /// Target: [`Accepted`].
     Accepted = 32, "accepted", limit 4 << 10;
     /// Target: [`Refusal`].

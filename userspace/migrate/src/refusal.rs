@@ -138,6 +138,31 @@ pub enum Reason {
     Other(String),
 }
 
+/// A device that a reason is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Concern<'a> {
+    /// The recorded device with this number.
+    Device(u32),
+    /// The passed-through device whose first port in the guest is this.
+    Port(u32),
+    /// The userspace device with this name.
+    UserDevice(&'a str),
+}
+
+impl Reason {
+    /// The device that it is about; `None` if it is about the guest as a whole.
+    pub fn concern(&self) -> Option<Concern<'_>> {
+        match self {
+            Self::DeviceKind { device, .. } | Self::DeviceVersion { device, .. } => {
+                Some(Concern::Device(*device))
+            }
+            Self::DeviceNotGranted { port, .. } => Some(Concern::Port(*port)),
+            Self::UserDevice { name, .. } => Some(Concern::UserDevice(name)),
+            _ => None,
+        }
+    }
+}
+
 /// All reasons why a host does not take a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {

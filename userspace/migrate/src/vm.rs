@@ -132,6 +132,10 @@ pub trait TargetHost {
     /// when it refuses. Every reason to refuse must be found here: after this, pages flow. The description's TSC rate is
     /// this host's own if the source's counts as the same.
     fn prepare(&self, description: &VmDescription) -> Result<Self::Vm, Refusal>;
+
+    /// As [`Self::prepare`], for a guest that does not come now: finds the reasons to refuse that can be found without
+    /// making, reserving or claiming anything.
+    fn check(&self, description: &VmDescription) -> Result<(), Refusal>;
 }
 
 /// A guest that is being received. It does not run until [`Self::start`].

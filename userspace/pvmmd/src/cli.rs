@@ -283,6 +283,10 @@ pub struct Migrate {
     /// What happens then: cancel (the guest goes on here), suspend (it is paused and the move finishes) or ignore.
     #[arg(long, value_name = "ACTION", value_parser = timeout_action, default_value = "cancel")]
     pub timeout_action: TimeoutAction,
+    /// Move nothing: say whether the peer would take the guest, device by device, with what stands against it and what to do,
+    /// and how long the move and the pause would take. Takes about a second; the guest runs on.
+    #[arg(long)]
+    pub dry_run: bool,
     /// Print the progress as lines of JSON, for programs.
     #[arg(long)]
     pub json: bool,

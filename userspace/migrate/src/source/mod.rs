@@ -8,9 +8,11 @@
 //! pause, dirty tracking stops. Once the commit has been sent, only the target's word decides ([`crate::session`]).
 
 mod capture;
+mod check;
 mod recovery;
 mod rounds;
 
+pub use check::{check, Check, Prediction};
 pub use recovery::{discard, recover, resume_here, Recovered};
 
 use crate::channel::{truncated, Channel};
@@ -109,6 +111,29 @@ struct Source<'a> {
     round_trip: Duration,
     held: Held,
     times: Times,
+}
+
+/// The shortest of a few round trips: the first one may pay for the connection's start.
+fn round_trip(channel: &mut Channel, scope: &Scope<'_>) -> Result<Duration, Error> {
+    let mut shortest = Duration::MAX;
+    for sequence in 0..3 {
+        let begin = Instant::now();
+        ping(channel, scope, sequence)?;
+        shortest = shortest.min(begin.elapsed());
+    }
+    Ok(shortest)
+}
+
+/// Sends a ping and waits for its answer.
+fn ping(channel: &mut Channel, scope: &Scope<'_>, sequence: u32) -> Result<(), Error> {
+    channel.send(scope, &Ping { sequence })?;
+    let pong: Pong = channel.expect(scope)?;
+    if pong.sequence == sequence {
+        return Ok(());
+    }
+    Err(Error::Inconsistent(
+        "the target answered another ping than the one that was sent".into(),
+    ))
 }
 
 impl Source<'_> {
@@ -237,19 +262,7 @@ impl Source<'_> {
         let session = self.session;
         let channel = self.channel()?;
         let version = channel.offer(scope, &offer)?;
-        // The shortest of a few: the first one may pay for the connection's start.
-        let mut shortest = Duration::MAX;
-        for sequence in 0..3 {
-            let begin = Instant::now();
-            channel.send(scope, &Ping { sequence })?;
-            let pong: Pong = channel.expect(scope)?;
-            if pong.sequence != sequence {
-                return Err(Error::Inconsistent(
-                    "the target answered another ping than the one that was sent".into(),
-                ));
-            }
-            shortest = shortest.min(begin.elapsed());
-        }
+        let shortest = round_trip(channel, scope)?;
         tracing::info!(%session, version, round_trip_us = shortest.as_micros(), peer = channel.peer(), "connected");
         self.round_trip = shortest;
         Ok(())

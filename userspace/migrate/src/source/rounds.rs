@@ -17,7 +17,7 @@ use super::Source;
 use crate::error::Error;
 use crate::job::whole_ms;
 use crate::message::Kind;
-use crate::options::TimeoutAction;
+use crate::options::{SourceOptions, TimeoutAction};
 use crate::pages::{Batch, Frames, BATCH_PAGES};
 use crate::phase::Scope;
 use crate::vm::PAGE_SIZE;
@@ -86,7 +86,7 @@ impl Source<'_> {
 
     /// What a pause costs without any memory.
     fn fixed_cost(&self) -> Duration {
-        self.options.state_estimate + self.round_trip.saturating_mul(ROUND_TRIPS)
+        fixed_cost(self.options, self.round_trip)
     }
 
     /// The downtime that a pause now would mean.
@@ -261,13 +261,18 @@ fn mbps(bytes: u64, took: Duration) -> f64 {
     (bytes as f64 * 8.0 / seconds / 1e3).round() / 1e3
 }
 
-fn per_second(count: u64, took: Duration) -> u64 {
+/// What a pause costs without any memory.
+pub(super) fn fixed_cost(options: &SourceOptions, round_trip: Duration) -> Duration {
+    options.state_estimate + round_trip.saturating_mul(ROUND_TRIPS)
+}
+
+pub(super) fn per_second(count: u64, took: Duration) -> u64 {
     let nanos = took.as_nanos().max(1);
     u64::try_from(u128::from(count) * 1_000_000_000 / nanos).unwrap_or(u64::MAX)
 }
 
 /// How long `bytes` take at a bandwidth of bytes per second.
-fn transfer_time(bytes: u64, bandwidth: u64) -> Duration {
+pub(super) fn transfer_time(bytes: u64, bandwidth: u64) -> Duration {
     let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(bandwidth.max(1));
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }

@@ -8,13 +8,14 @@
 //! announced, and what is missing, left over or out of place refuses the move by name. Until the commit a failure discards
 //! the guest here and tells the source so. Memory is received in `memory.rs`, state in `restore.rs`.
 
+mod check;
 mod memory;
 mod restore;
 
 use crate::channel::{printable, truncated, Channel};
 use crate::clock;
 use crate::compat;
-use crate::description::VmDescription;
+use crate::description::{HostDescription, VmDescription};
 use crate::error::Error;
 use crate::job::{whole_ms, Job};
 use crate::message::{Accepted, Commit, Kind, OutcomeAnswer, Ping, Pong, Prepared, Running};
@@ -46,6 +47,8 @@ pub enum Served<V> {
         /// What it was told.
         outcome: Outcome,
     },
+    /// The source asked whether a guest would be taken, and was told.
+    Checked,
 }
 
 /// A guest that has arrived: started, or paused if it came paused.
@@ -120,7 +123,7 @@ pub fn serve<H: TargetHost>(
     let result = serve_connection(link, host, sessions, options, job);
     match &result {
         Ok(Served::Arrived(_)) => {}
-        Ok(Served::Asked { .. }) => job.finish(Status::None, None),
+        Ok(Served::Asked { .. } | Served::Checked) => job.finish(Status::None, None),
         Err(Error::Cancelled) => job.finish(Status::Cancelled, Some("cancelled here".into())),
         Err(error) => job.finish(Status::Failed, Some(error.to_string())),
     }
@@ -177,6 +180,9 @@ fn serve_connection<H: TargetHost>(
         paused_at: None,
         times: Times::default(),
     };
+    if offer.purpose == Purpose::Check {
+        return target.check();
+    }
     match target.attempt() {
         Ok(description) => target.arrived(description),
         Err(error) => Err(target.fail(error)),
@@ -339,9 +345,9 @@ impl<H: TargetHost> Target<'_, H> {
         Ok(description)
     }
 
-    /// Compares, and makes the guest. A TSC rate that counts as this host's becomes exactly this host's; see
+    /// Compares. Returns what this host offers. A TSC rate that counts as this host's becomes exactly this host's; see
     /// [`crate::clock`].
-    fn take(&self, description: &mut VmDescription) -> Result<(H::Vm, String), Refusal> {
+    fn compare(&self, description: &mut VmDescription) -> Result<HostDescription, Refusal> {
         // Before the host is asked for anything.
         if self.sessions.is_own(self.session) {
             return Err(Refusal::other(
@@ -359,6 +365,12 @@ impl<H: TargetHost> Target<'_, H> {
         if compat::same_rate(description.tsc_khz, host.tsc_khz) {
             description.tsc_khz = host.tsc_khz;
         }
+        Ok(host)
+    }
+
+    /// Compares, and makes the guest.
+    fn take(&self, description: &mut VmDescription) -> Result<(H::Vm, String), Refusal> {
+        let host = self.compare(description)?;
         let vm = self.host.prepare(description)?;
         Ok((vm, host.producer))
     }

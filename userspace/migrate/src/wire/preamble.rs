@@ -25,6 +25,8 @@ pub enum Purpose {
     Migrate = 1,
     /// To ask what became of a move.
     Outcome = 2,
+    /// To ask whether a guest would be taken; nothing of it comes.
+    Check = 3,
 }
 
 /// The source's preamble.
@@ -68,6 +70,7 @@ impl Offer {
         let purpose = match purpose {
             1 => Purpose::Migrate,
             2 => Purpose::Outcome,
+            3 => Purpose::Check,
             _ => return Err(WireError::Preamble("an unknown purpose")),
         };
         let (versions, rest) = take_versions(rest)?;

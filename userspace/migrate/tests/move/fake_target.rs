@@ -55,6 +55,12 @@ impl TargetHost for FakeHost {
         Ok(self.description.clone())
     }
 
+    fn check(&self, _description: &VmDescription) -> Result<(), Refusal> {
+        self.faults
+            .call(Operation::Prepare)
+            .map_err(|error| Refusal::other(error.to_string()))
+    }
+
     fn prepare(&self, description: &VmDescription) -> Result<FakeTarget, Refusal> {
         self.faults
             .call(Operation::Prepare)

@@ -172,6 +172,8 @@ fn every_record_is_written_as_version_1_writes_it() {
     batch.push(7, &[0x5a; PAGE_SIZE]);
     compare("pages", &framed(Kind::Pages, batch.payload()));
     seen.push(Kind::Pages);
+    compare("probe", &framed(Kind::Probe, &[1, 2, 3]));
+    seen.push(Kind::Probe);
 
     for kind in Kind::ALL {
         assert!(seen.contains(kind), "{} has no golden file", kind.name());

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod certificates;
+mod check;
 mod choppy;
 mod convergence;
 mod devices;

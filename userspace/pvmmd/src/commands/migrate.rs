@@ -7,6 +7,7 @@
 //! SIGINT, on a terminal ^C, cancels the move and waits for its end, as in virsh; the second leaves without waiting. A client
 //! that ends in any other way, because its terminal is closed or by SIGTERM, leaves the move to the daemon, which goes on.
 
+use super::dry_run;
 use super::output::{note, out};
 use super::show::json;
 use super::Failure;
@@ -24,32 +25,17 @@ use std::sync::mpsc::{channel, Sender};
 /// `pvmmd migrate`.
 pub fn migrate(socket: &Path, options: Migrate) -> Result<(), Failure> {
     let mut client = Client::connect(socket)?;
-    let mut progress = Progress::new(options.json);
-    let begun = cancel_on_interrupt(socket.to_owned(), options.name.clone(), progress.bar())?;
     let (name, url) = (options.name.clone(), options.url.to_string());
-    let request = pvmm_control::request::Migrate {
-        name: options.name,
-        url: url.clone(),
-        mode: Some(
-            match options.mode {
-                Mode::Precopy => "precopy",
-                Mode::Stopcopy => "stopcopy",
-            }
-            .into(),
-        ),
-        downtime_limit: options.downtime_limit,
-        // Its parser keeps it far below an overflow.
-        max_bandwidth: options.bandwidth.map(|mib| mib << 20),
-        timeout: options.timeout,
-        timeout_action: Some(
-            match options.timeout_action {
-                TimeoutAction::Cancel => "cancel",
-                TimeoutAction::Suspend => "suspend",
-                TimeoutAction::Ignore => "ignore",
-            }
-            .into(),
-        ),
-    };
+    let request = request(&options);
+    if options.dry_run {
+        let request = Request::MigrateCheck(Box::new(request));
+        return match client.call(request)? {
+            Reply::MoveCheck(check) => dry_run::show(&check, &name, &url, options.json),
+            _ => Err(ClientError::Unexpected.into()),
+        };
+    }
+    let mut progress = Progress::new(options.json);
+    let begun = cancel_on_interrupt(socket.to_owned(), name.clone(), progress.bar())?;
     let result = client.call_with_events(Request::Migrate(Box::new(request)), |event| {
         let Event::Migration(statistics) = event;
         // Only the first matters, and nobody may be listening.
@@ -75,6 +61,33 @@ pub fn migrate(socket: &Path, options: Migrate) -> Result<(), Failure> {
             Err(ClientError::Control(error).into())
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// The request that these options make.
+fn request(options: &Migrate) -> pvmm_control::request::Migrate {
+    pvmm_control::request::Migrate {
+        name: options.name.clone(),
+        url: options.url.to_string(),
+        mode: Some(
+            match options.mode {
+                Mode::Precopy => "precopy",
+                Mode::Stopcopy => "stopcopy",
+            }
+            .into(),
+        ),
+        downtime_limit: options.downtime_limit,
+        // Its parser keeps it far below an overflow.
+        max_bandwidth: options.bandwidth.map(|mib| mib << 20),
+        timeout: options.timeout,
+        timeout_action: Some(
+            match options.timeout_action {
+                TimeoutAction::Cancel => "cancel",
+                TimeoutAction::Suspend => "suspend",
+                TimeoutAction::Ignore => "ignore",
+            }
+            .into(),
+        ),
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod cert;
 mod console;
+mod dry_run;
 mod migrate;
 mod output;
 pub mod serve;

@@ -9,6 +9,7 @@ use pvmm_vmm::console::Console;
 use pvmm_vmm::vcpu::End;
 use pvmm_vmm::vm::AttachedDevice;
 use pvmm_vmm::{IrqChip, Vm};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,18 @@ pub struct Guest {
     ending: Mutex<()>,
     /// The last move away from here.
     last_move: Mutex<Option<Arc<Move>>>,
+    /// Somebody finds out whether it could be moved, which nobody may do meanwhile: there is one dirty log. Changes with
+    /// `last_move` locked.
+    checking: AtomicBool,
+}
+
+/// While somebody finds out whether a guest could be moved.
+pub struct Checking<'a>(&'a Guest);
+
+impl Drop for Checking<'_> {
+    fn drop(&mut self) {
+        self.0.checking.store(false, Ordering::SeqCst);
+    }
 }
 
 impl Guest {
@@ -63,6 +76,7 @@ impl Guest {
             }),
             ending: Mutex::default(),
             last_move: Mutex::default(),
+            checking: AtomicBool::new(false),
         }
     }
 
@@ -172,8 +186,35 @@ impl Guest {
                 self.name
             )));
         }
+        self.check_unwatched()?;
         *last = Some(Arc::clone(new));
         Ok(())
+    }
+
+    /// Begins to find out whether it could be moved. No move begins until the result is dropped.
+    pub fn begin_check(&self) -> Result<Checking<'_>, ControlError> {
+        self.check_free()?;
+        self.vm()?;
+        let last = lock(&self.last_move);
+        if last.as_ref().is_some_and(|last| !last.is_over()) {
+            return Err(ControlError::failed(format!(
+                "guest \"{}\" is being moved already",
+                self.name
+            )));
+        }
+        self.check_unwatched()?;
+        self.checking.store(true, Ordering::SeqCst);
+        Ok(Checking(self))
+    }
+
+    fn check_unwatched(&self) -> Result<(), ControlError> {
+        match self.checking.load(Ordering::SeqCst) {
+            false => Ok(()),
+            true => Err(ControlError::failed(format!(
+                "it is being found out whether guest \"{}\" could be moved; try again in some seconds",
+                self.name
+            ))),
+        }
     }
 
     /// Asks a move that goes on to give up, and waits for it.

@@ -10,6 +10,7 @@
 pub mod console;
 pub mod control;
 pub mod guest;
+mod move_check;
 pub mod moves;
 pub mod requests;
 pub mod server;
@@ -210,14 +211,34 @@ impl Daemon {
     /// Reserves a name, memory and devices for a guest that is to be made. A guest of that name that has ended is
     /// forgotten.
     pub fn reserve(&self, name: &str, claim: Claim) -> Result<Reservation<'_>, ControlError> {
-        let refused = |text: String| Err(ControlError::new(ErrorClass::Refused, text));
         let mut guests = lock(&self.guests);
+        self.check_claim(&guests, name, &claim)?;
+        guests.insert(name.to_owned(), Entry::Reserved(claim));
+        Ok(Reservation {
+            daemon: self,
+            name: name.to_owned(),
+            used: false,
+        })
+    }
+
+    /// Whether [`Self::reserve`] would succeed now.
+    pub fn could_reserve(&self, name: &str, claim: &Claim) -> Result<(), ControlError> {
+        self.check_claim(&lock(&self.guests), name, claim)
+    }
+
+    fn check_claim(
+        &self,
+        guests: &BTreeMap<String, Entry>,
+        name: &str,
+        claim: &Claim,
+    ) -> Result<(), ControlError> {
+        let refused = |text: String| Err(ControlError::new(ErrorClass::Refused, text));
         if guests.get(name).is_some_and(Entry::is_live) {
             return refused(format!(
                 "a guest named \"{name}\" is already here; stop it or choose another name"
             ));
         }
-        let taken = Self::taken(&guests);
+        let taken = Self::taken(guests);
         let free = self.free_memory(&taken);
         if claim.memory > free {
             return refused(format!(
@@ -238,12 +259,7 @@ impl Daemon {
                 ));
             }
         }
-        guests.insert(name.to_owned(), Entry::Reserved(claim));
-        Ok(Reservation {
-            daemon: self,
-            name: name.to_owned(),
-            used: false,
-        })
+        Ok(())
     }
 
     /// Ends every guest that is here, and waits until the console logs are written.

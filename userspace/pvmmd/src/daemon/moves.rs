@@ -109,34 +109,64 @@ fn options(daemon: &Daemon, request: &Migrate) -> Result<SourceOptions, ControlE
     Ok(options)
 }
 
+/// Why a guest cannot move whatever the peer says: what it did to a device is not known.
+pub fn unrecorded(guest: &Guest) -> Option<(usize, String)> {
+    let (index, device) = guest
+        .devices()
+        .iter()
+        .enumerate()
+        .find(|(_, device)| !device.spec.recorded)?;
+    let why = format!(
+        "what the guest did to {} is not known; start guests that are to move without record=off",
+        device.spec
+    );
+    Some((index, why))
+}
+
+/// A guest that is to be moved, and where to.
+fn prepare(
+    daemon: &Daemon,
+    guest: &Guest,
+    request: &Migrate,
+) -> Result<(Leaving, Peer, SourceOptions), ControlError> {
+    let url: Url = request.url.parse().map_err(ControlError::invalid)?;
+    let options = options(daemon, request)?;
+    let vm = guest.vm()?;
+    let capabilities = daemon
+        .hypervisor()
+        .capabilities()
+        .map_err(ControlError::failed)?;
+    let leaving = Leaving::new(vm, &capabilities)?;
+    let peer = Peer {
+        url,
+        security: daemon.options().security.clone(),
+    };
+    Ok((leaving, peer, options))
+}
+
+/// Finds out whether a guest could be moved, and what that would cost.
+pub fn check(
+    daemon: &Daemon,
+    guest: &Guest,
+    request: &Migrate,
+) -> Result<source::Check, ControlError> {
+    let (mut leaving, peer, options) = prepare(daemon, guest, request)?;
+    let _checking = guest.begin_check()?;
+    source::check(&mut leaving, &peer, &options).map_err(ControlError::failed)
+}
+
 /// Starts to move a guest away.
 pub fn start(
     daemon: &Daemon,
     guest: &Arc<Guest>,
     request: &Migrate,
 ) -> Result<Arc<Move>, ControlError> {
-    let url: Url = request.url.parse().map_err(ControlError::invalid)?;
-    let options = options(daemon, request)?;
-    let vm = guest.vm()?;
-    if let Some(device) = vm.devices().iter().find(|device| !device.spec.recorded) {
-        return Err(ControlError::new(
-            ErrorClass::Refused,
-            format!(
-                "{} cannot be moved: what it did to its device {} is not known; start guests that are to move without record=off",
-                guest.name(),
-                device.spec
-            ),
-        ));
+    let (mut leaving, peer, options) = prepare(daemon, guest, request)?;
+    if let Some((_, why)) = unrecorded(guest) {
+        let text = format!("{} cannot be moved: {why}", guest.name());
+        return Err(ControlError::new(ErrorClass::Refused, text));
     }
-    let capabilities = daemon
-        .hypervisor()
-        .capabilities()
-        .map_err(ControlError::failed)?;
-    let mut leaving = Leaving::new(vm, &capabilities)?;
-    let new = Move::new(Peer {
-        url,
-        security: daemon.options().security.clone(),
-    });
+    let new = Move::new(peer);
     guest.begin_move(&new)?;
     let (this, guest) = (Arc::clone(&new), Arc::clone(guest));
     // Made here: it ends the move's record even if the thread does not start.

@@ -2,6 +2,7 @@
 //! Answers one request.
 
 use super::guest::Guest;
+use super::move_check::move_check;
 use super::moves::{self, Move};
 use super::source::module_version;
 use super::{Claim, Daemon};
@@ -62,6 +63,12 @@ impl Daemon {
                 let guest = self.guest(&request.name)?;
                 let started = moves::start(self, &guest, &request)?;
                 follow(&started, on_event)
+            }
+            Request::MigrateCheck(request) => {
+                let guest = self.guest(&request.name)?;
+                let found = moves::check(self, &guest, &request)?;
+                let limit = request.downtime_limit;
+                Ok(Reply::MoveCheck(Box::new(move_check(&guest, found, limit))))
             }
             Request::MigrateCancel(Name { name }) => self.cancel(&name),
             Request::MigrateRecover(recover) => {
@@ -191,7 +198,7 @@ fn follow(current: &Move, on_event: &mut dyn FnMut(Event) -> std::io::Result<()>
 }
 
 /// A guest's devices: those of every guest, then those that were attached.
-fn devices(guest: &Guest) -> Vec<DeviceInfo> {
+pub(super) fn devices(guest: &Guest) -> Vec<DeviceInfo> {
     let info = |device: &str, number, kind: &str, backend: &str, port, irq| DeviceInfo {
         device: device.into(),
         number,

@@ -217,7 +217,7 @@ fn serve_move(daemon: Arc<Daemon>, arrival: Arrival, options: &TargetOptions) {
                 "a move is complete"
             );
         }
-        Ok(Served::Asked { .. }) => {}
+        Ok(Served::Asked { .. } | Served::Checked) => {}
         Err(error) => tracing::warn!(%error, "a move to here failed"),
     }
 }

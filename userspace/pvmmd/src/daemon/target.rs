@@ -51,12 +51,16 @@ impl TargetHost for Host {
         })
     }
 
+    fn check(&self, description: &VmDescription) -> Result<(), Refusal> {
+        let config = self.config(description)?;
+        self.0
+            .could_reserve(&config.name, &claim(&config))
+            .map_err(|error| Refusal::other(error.to_string()))
+    }
+
     fn prepare(&self, description: &VmDescription) -> Result<Arriving, Refusal> {
         let config = self.config(description)?;
-        let claim = Claim {
-            memory: config.memory,
-            devices: config.devices.clone(),
-        };
+        let claim = claim(&config);
         let refused = |error: &dyn std::fmt::Display| Refusal::other(error.to_string());
         let reservation = self
             .0
@@ -81,6 +85,14 @@ impl TargetHost for Host {
             started: false,
             restored: None,
         })
+    }
+}
+
+/// What a guest takes.
+fn claim(config: &VmConfig) -> Claim {
+    Claim {
+        memory: config.memory,
+        devices: config.devices.clone(),
     }
 }
 

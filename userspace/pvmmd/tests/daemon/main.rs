@@ -6,6 +6,7 @@ mod cable;
 mod cancel;
 mod crash;
 mod doubt;
+mod dry_run;
 mod guests;
 mod host;
 mod limits;
