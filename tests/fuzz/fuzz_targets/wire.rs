@@ -69,6 +69,8 @@ fn payload(kind: Kind, bytes: &[u8]) {
             }
         }
         Kind::Pages => store(bytes),
+        // Nothing is done with what is in it.
+        Kind::Probe => {}
         Kind::Vcpu => {
             if let Some(vcpu) = decode::<VcpuRecord>(bytes) {
                 if let Ok(state) = vcpu.to_state() {

@@ -71,15 +71,13 @@ pub fn attach(socket: &Path, name: &str, backlog: bool) -> Result<(), Failure> {
         let left = Arc::clone(&left);
         // It may stay in a read of the terminal; the program's end ends it.
         std::thread::spawn(move || {
-            if forward(io::stdin(), input, terminal) {
-                left.store(true, Ordering::Relaxed);
-            }
+            forward(io::stdin(), input, terminal, &left);
         });
     }
     let result = copy(&mut stream, &mut io::stdout());
     drop(raw);
     if terminal {
-        let how = if left.load(Ordering::Relaxed) {
+        let how = if left.load(Ordering::SeqCst) {
             "Left"
         } else {
             "Disconnected from"
@@ -139,25 +137,28 @@ fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
     }
 }
 
-/// Sends input to the guest. Returns if the user asked to leave; then the connection is closed, which ends the output, too.
-fn forward(mut input: impl Read, mut stream: UnixStream, terminal: bool) -> bool {
+/// Sends input to the guest until there is no more, or the user asks to leave: then `left` is set and the connection is
+/// closed, which ends the output, too.
+fn forward(mut input: impl Read, mut stream: UnixStream, terminal: bool, left: &AtomicBool) {
     let mut buffer = [0; 1024];
     loop {
         let count = match input.read(&mut buffer) {
             Ok(count @ 1..) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            _ => return false,
+            _ => return,
         };
         let typed = &buffer[..count];
         let escape = typed.iter().position(|byte| terminal && *byte == ESCAPE);
         let sent = stream.write_all(&typed[..escape.unwrap_or(count)]);
         if escape.is_some() {
+            // First, since whoever finds the connection closed asks for it.
+            left.store(true, Ordering::SeqCst);
             // The daemon may have closed it in this moment.
             let _ = stream.shutdown(Shutdown::Both);
-            return true;
+            return;
         }
         if sent.is_err() {
-            return false;
+            return;
         }
     }
 }
@@ -168,10 +169,11 @@ mod tests {
 
     fn forwarded(input: &[u8], terminal: bool) -> (bool, Vec<u8>) {
         let (here, mut there) = UnixStream::pair().expect("a socket pair can be made");
-        let left = forward(input, here, terminal);
+        let left = AtomicBool::new(false);
+        forward(input, here, terminal, &left);
         let mut received = Vec::new();
         there.read_to_end(&mut received).expect("a local socket");
-        (left, received)
+        (left.into_inner(), received)
     }
 
     #[test]

@@ -34,7 +34,7 @@ fn a_guest_that_would_be_taken_is_told_what_it_would_take_and_is_not_moved() {
     assert!(found.target.is_some_and(|target| target.contains("pvmmd")));
     let names: Vec<_> = found.devices.iter().map(|it| it.device.as_str()).collect();
     assert_eq!(names, ["pic", "pit", "com1", "rtc", "com2"]);
-    assert_eq!(found.downtime_limit, 300);
+    assert_eq!(found.downtime_limit, 5000, "as the request has it");
     assert!(found.bandwidth > 0 && found.expected_total_time >= found.expected_downtime);
     assert_eq!(there.guests(), []);
     let one = here.info("one");
