@@ -4,8 +4,6 @@
 //! measurement, so that the two can be compared: `pvmm-bench NAME TICKS`, in ticks of the time-stamp counter.
 #![forbid(unsafe_code)]
 
-pub mod load;
-
 use std::collections::BTreeMap;
 
 /// Starts each line of the program.

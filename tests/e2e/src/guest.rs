@@ -227,14 +227,19 @@ fn lengths(host: &mut Host, guest: &str) -> Result<(usize, usize), Box<dyn Error
     Ok((console(host, guest)?.len(), host.com2().received().len()))
 }
 
-/// Checks that the kernels of hosts have noticed nothing.
+/// Checks that the kernels of hosts have noticed nothing, and that their daemons have done nothing that they had said they
+/// wouldn't need to do.
 ///
 /// # Errors
 /// The log of the first that has.
-pub fn check_kernel_logs(hosts: &mut [&mut Host]) -> Result<(), Box<dyn Error>> {
+pub fn check_logs(hosts: &mut [&mut Host]) -> Result<(), Box<dyn Error>> {
     for host in hosts {
         if let Some(log) = kernel_log::noticed(host)? {
             return Err(format!("the kernel of {} says:\n{log}", host.name()).into());
+        }
+        let refused = pvmm_lab::daemon::refused_calls(host)?;
+        if !refused.is_empty() {
+            return Err(format!("the daemon of {} says:\n{refused}", host.name()).into());
         }
     }
     Ok(())

@@ -6,7 +6,7 @@
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use pvmm_e2e::guest::{check_kernel_logs, free_memory};
+use pvmm_e2e::guest::{check_logs, free_memory};
 use pvmm_e2e::{from_environment, on_lab, TestResult};
 use pvmm_lab::daemon::load_module;
 use pvmm_lab::{Host, HostSpec};
@@ -130,7 +130,7 @@ fn random_requests_leave_no_warning_and_nothing_behind() -> TestResult {
             }
             let options = format!("--seed {seed} --first {first} --rounds {rounds} {options}");
             let (report, expected) = fuzz(&mut host, &options)?;
-            check_kernel_logs(&mut [&mut host])?;
+            check_logs(&mut [&mut host])?;
             assert!(expected, "{name}, seed {seed}:\n{}", report.0);
             report.check(rounds)?;
             all.0 += &report.0;
@@ -144,6 +144,6 @@ fn random_requests_leave_no_warning_and_nothing_behind() -> TestResult {
 
         // No Linux guest here: a Bochs of several CPUs forgets an exception's new RIP when a VM exit follows at once.
         host.sh("rmmod pvmm")?;
-        check_kernel_logs(&mut [&mut host])
+        check_logs(&mut [&mut host])
     })
 }

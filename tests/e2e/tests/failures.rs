@@ -6,7 +6,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use pvmm_e2e::guest::{
-    check_kernel_logs, console, daemon, serve, start, wait_for, Departure, Trail, COM2, PIC,
+    check_logs, console, daemon, serve, start, wait_for, Departure, Trail, COM2, PIC,
 };
 use pvmm_e2e::{on_lab, TestResult};
 use pvmm_guest::check_heartbeats;
@@ -71,7 +71,7 @@ fn a_move_that_fails_leaves_the_guest_at_the_source() -> TestResult {
             first.first <= 2 && second.first == 1,
             "{first:?} {second:?}"
         );
-        check_kernel_logs(&mut [&mut one, &mut two])
+        check_logs(&mut [&mut one, &mut two])
     })
 }
 
@@ -129,6 +129,6 @@ fn a_target_that_cant_take_the_guest_says_why_before_the_first_page() -> TestRes
         one.sh(&format!("{run} --name g --memory 80M {device}"))?;
         let said = refused(&mut one, &two)?;
         assert!(said.contains("99"), "{said}");
-        check_kernel_logs(&mut [&mut one, &mut two])
+        check_logs(&mut [&mut one, &mut two])
     })
 }

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use pvmm_e2e::guest::{check_kernel_logs, console, kill_daemon, serve, start, wait_for, COM2, PIC};
+use pvmm_e2e::guest::{check_logs, console, kill_daemon, serve, start, wait_for, COM2, PIC};
 use pvmm_e2e::{on_lab, TestResult};
 use pvmm_lab::HostSpec;
 
@@ -24,6 +24,6 @@ fn a_guest_is_paused_and_resumed_and_a_killed_daemon_leaves_nothing_behind() -> 
         wait_for(&mut host, "g", "pvmm-guest OK", seen + 2)?;
 
         kill_daemon(&mut host, daemon)?;
-        check_kernel_logs(&mut [&mut host])
+        check_logs(&mut [&mut host])
     })
 }

@@ -5,9 +5,7 @@
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use pvmm_e2e::guest::{
-    check_kernel_logs, console, free_memory, serve, start, wait_for, APIC, LIMIT,
-};
+use pvmm_e2e::guest::{check_logs, console, free_memory, serve, start, wait_for, APIC, LIMIT};
 use pvmm_e2e::{from_environment, on_lab, TestResult};
 use pvmm_hostile::Case;
 use pvmm_lab::{Host, HostSpec};
@@ -210,5 +208,5 @@ fn finish(host: &mut Host, daemon: u32, free_before: u64) -> TestResult {
         after + MEMORY_TOLERANCE_KIB > free_before,
         "{free_before} KiB were free before, {after} KiB are now"
     );
-    check_kernel_logs(&mut [host])
+    check_logs(&mut [host])
 }

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use pvmm_e2e::guest::{check_kernel_logs, migrate, serve, wait_for};
+use pvmm_e2e::guest::{check_logs, migrate, serve, wait_for};
 use pvmm_e2e::{on_lab, TestResult};
 use pvmm_lab::HostSpec;
 
@@ -32,6 +32,6 @@ fn memtest86_moves_in_the_middle_of_its_test_and_finds_no_error() -> TestResult 
         assert!(!errors.is_empty());
         assert!(errors.iter().all(|count| *count == "0"), "{errors:?}");
         assert!(!screen.contains("Failing"), "{screen}");
-        check_kernel_logs(&mut [&mut one, &mut two])
+        check_logs(&mut [&mut one, &mut two])
     })
 }

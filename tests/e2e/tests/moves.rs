@@ -6,8 +6,8 @@
 use std::error::Error;
 
 use pvmm_e2e::guest::{
-    check_kernel_logs, console, serve, start, uart_setting, wait_for, Trail, UartSetting, APIC,
-    COM2, LIMIT, PIC,
+    check_logs, console, serve, start, uart_setting, wait_for, Trail, UartSetting, APIC, COM2,
+    LIMIT, PIC,
 };
 use pvmm_e2e::{on_lab, TestResult};
 use pvmm_guest::check_heartbeats;
@@ -65,7 +65,7 @@ fn a_guest_with_8259_and_8254_and_the_hosts_serial_port_moves_back_and_forth() -
         let second = check_heartbeats(&com2)?.com2.ok_or("nothing on COM2")?;
         assert!(first.first == 1 && first.count() > 100, "{first:?}");
         assert!(second.first == 1 && second.count() > 100, "{second:?}");
-        check_kernel_logs(&mut [&mut one, &mut two])?;
+        check_logs(&mut [&mut one, &mut two])?;
 
         one.sh("pvmmd pause g")?;
         let expected = UartSetting {
@@ -102,7 +102,7 @@ fn a_guest_with_apics_moves_while_it_writes_faster_than_the_link() -> TestResult
         let second = check_heartbeats(&com2)?.com2.ok_or("nothing on COM2")?;
         assert!(first.first == 1 && first.count() > 100, "{first:?}");
         assert!(second.first == 1 && second.count() > 100, "{second:?}");
-        check_kernel_logs(&mut [&mut one, &mut two])
+        check_logs(&mut [&mut one, &mut two])
     })
 }
 

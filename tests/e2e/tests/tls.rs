@@ -6,7 +6,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use pvmm_e2e::guest::{
-    check_kernel_logs, console, daemon_with, migrate, start, wait_for, Departure, APIC,
+    check_logs, console, daemon_with, migrate, start, wait_for, Departure, APIC,
 };
 use pvmm_e2e::{on_lab, TestResult};
 use pvmm_lab::{Host, HostSpec, Wire};
@@ -109,6 +109,6 @@ fn a_guest_moves_over_tls_and_strangers_are_kept_out() -> TestResult {
         start(&mut two, "g", APIC, parameters, "")?;
         let said = refused(&mut two, &mut one)?;
         assert!(said.contains("over TLS only"), "{said}");
-        check_kernel_logs(&mut [&mut one, &mut two])
+        check_logs(&mut [&mut one, &mut two])
     })
 }

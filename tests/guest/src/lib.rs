@@ -6,7 +6,7 @@
 //! and serial ports are what is captured on one host and has to come out unchanged on the other.
 //!
 //! This library holds the pure parts. The binary uses them inside the guest; a test outside uses
-//! [`check_heartbeats`] and [`Transcript`] on a captured serial log.
+//! [`check_heartbeats`] and [`Transcript`] on a captured serial log. [`bare`] has guests without any Linux.
 //!
 //! # Lines on the serial ports
 //!
@@ -25,6 +25,7 @@
 //! | `echo <n> <line>` | on COM2: the n-th line received there |
 #![forbid(unsafe_code)]
 
+pub mod bare;
 pub mod clocks;
 pub mod config;
 pub mod echo;

@@ -45,6 +45,16 @@ pub fn serve(host: &mut Host, options: &str) -> Result<u32> {
     Ok(pid)
 }
 
+/// What the newest daemon's log says of system calls that its filter has refused: nothing, if all is well.
+///
+/// # Errors
+/// Those of the host.
+pub fn refused_calls(host: &mut Host) -> Result<String> {
+    host.sh(&format!(
+        "[ ! -e {LOG} ] || grep -F 'refused system call' {LOG} || [ $? = 1 ]"
+    ))
+}
+
 /// The file with what a guest has printed on COM1 while it was on a host.
 pub fn console_log(guest: &str) -> String {
     format!("{CONSOLES}/{guest}.log")

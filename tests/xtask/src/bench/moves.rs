@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pvmm_bench::load;
+use pvmm_guest::bare::load;
 use pvmm_lab::image::GuestFile;
 use pvmm_lab::progress::Step;
 use pvmm_lab::{daemon, Host, HostSpec, Lab};
