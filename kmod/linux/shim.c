@@ -101,7 +101,13 @@ void pvmm_fpu_end(void)
 
 void pvmm_tss_limit_is_invalid(void)
 {
-	invalidate_tss_limit();
+	/*
+	 * Not invalidate_tss_limit(), which reloads the task register at once for
+	 * a task that has an I/O bitmap, by a function that is exported to KVM
+	 * only. The kernel does so before it returns to such a task
+	 * (tss_update_io_bitmap), and there is no need for it before.
+	 */
+	this_cpu_write(__tss_limit_invalid, true);
 }
 
 unsigned int pvmm_tsc_khz(void)
