@@ -36,9 +36,10 @@ pub fn build(
     let full = out.join("obj").join(format!("{name}.ko"));
     let stripped = out.join(format!("{name}.ko"));
     fs::write(&log, "").map_err(file("can't write", &log))?;
+    let compiler = compiler(&kernel.root().join("out"))?;
     let script = format!(
         "mkdir -p /pvmm/module/obj\n\
-         make -C {KERNEL_DIR}/out M=/pvmm/checkout MO=/pvmm/module/obj modules\n\
+         make -C {KERNEL_DIR}/out M=/pvmm/checkout MO=/pvmm/module/obj {compiler} modules\n\
          strip -g -o /pvmm/module/{name}.ko /pvmm/module/obj/{name}.ko"
     );
     let mut command = tree.script(
@@ -64,6 +65,18 @@ pub fn build(
         full,
         warnings: warnings(&output),
     })
+}
+
+/// What `make` has to be told of the compiler: a module's must be the one of the kernel whose build folder this is, and Kbuild
+/// takes GCC unless told otherwise (Documentation/kbuild/llvm.rst).
+///
+/// # Errors
+/// [`LabError::File`] if the folder has no configuration.
+pub fn compiler(build: &Path) -> Result<&'static str> {
+    let config = build.join(".config");
+    let text = fs::read_to_string(&config).map_err(file("can't read", &config))?;
+    let clang = text.lines().any(|line| line == "CONFIG_CC_IS_CLANG=y");
+    Ok(if clang { "LLVM=1" } else { "LLVM=" })
 }
 
 /// The lines of a build's output that warn of something.

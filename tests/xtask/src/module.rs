@@ -55,6 +55,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         .arg(&kdir)
         .arg(format!("M={}", paths::workspace().display()))
         .arg(format!("MO={}", out.display()))
+        .arg(pvmm_lab::module::compiler(&kdir)?)
         .arg("modules")
         .status()
         .map_err(start("make"))?;
