@@ -75,8 +75,9 @@ const DEBUG_CONFIG: &str = include_str!("debug.config");
 /// The debug kernel's suffix behind the upstream version.
 const DEBUG_VERSION: &str = "-pvmm-debug";
 
-/// Compiles the debug kernel in `$K`, with LLVM: only so its checks of memory accesses cover Rust code. All drivers are
-/// built in, so what it exports is what `vmlinux` does. An option that the fragment asks for and that doesn't come out
+/// Compiles the debug kernel in `$K`, with LLVM: only so its checks of memory accesses cover Rust code. It has frame
+/// pointers, since it records a stack with each allocation and each object that it watches. All drivers are built in, so
+/// what it exports is what `vmlinux` does. An option that the fragment asks for and that doesn't come out
 /// would make tests blind; an error is better.
 const DEBUG: &str = r#"
 cd "$K"

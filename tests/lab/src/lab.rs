@@ -19,8 +19,8 @@ use crate::tree::Tree;
 /// Names the file that tells tests what `cargo xtask` has prepared for them.
 pub const PREPARED: &str = "PVMM_LAB_PREPARED";
 
-/// How long a host may take until its agent answers.
-const BOOT_LIMIT: Duration = Duration::from_secs(600);
+/// How long a host may take until its agent answers, with Debian's kernel and with the debug kernel.
+const BOOT_LIMITS: [Duration; 2] = [Duration::from_secs(600), Duration::from_secs(1800)];
 
 /// Largest packets on the lab's networks, in bytes.
 pub const MTU: u32 = 1500;
@@ -154,13 +154,17 @@ impl Lab {
         Host::start(&self.tree, &self.image, &self.net, number, spec, &folder)
     }
 
+    fn boot_limit(&self) -> Duration {
+        BOOT_LIMITS[usize::from(self.is_debug())]
+    }
+
     /// Starts a host and waits until it answers.
     ///
     /// # Errors
     /// Those of [`Lab::start`] and [`Host::wait_ready`].
     pub fn boot(&self, spec: &HostSpec) -> Result<Host> {
         let mut host = self.start(spec)?;
-        host.wait_ready(BOOT_LIMIT)?;
+        host.wait_ready(self.boot_limit())?;
         Ok(host)
     }
 
@@ -171,8 +175,8 @@ impl Lab {
     pub fn boot_two(&self, one: &HostSpec, other: &HostSpec) -> Result<(Host, Host)> {
         let mut one = self.start(one)?;
         let mut other = self.start(other)?;
-        one.wait_ready(BOOT_LIMIT)?;
-        other.wait_ready(BOOT_LIMIT)?;
+        one.wait_ready(self.boot_limit())?;
+        other.wait_ready(self.boot_limit())?;
         Ok((one, other))
     }
 
