@@ -25,7 +25,8 @@ pub(super) unsafe fn enter(
     let failed: u64;
     // RBX and RBP can't be operands and are saved on the stack. The exit label follows both instructions directly, so that
     // control flow falls into it as far as a static checker can see, and starts with ENDBR64 because its
-    // address is taken.
+    // address is taken. RBP goes to the stack and back through another register, because in a kernel with frame pointers that
+    // checker takes a POP of RBP for the function's end.
     //
     // SAFETY: VM exit returns to label 5 with RSP as stored in the VMCS below, so the stack is as before the entry.
     // Every register that the guest changes is saved to `registers` and declared as clobbered; the caller answers for the
@@ -33,7 +34,8 @@ pub(super) unsafe fn enter(
     unsafe {
         asm!(
             "push rbx",
-            "push rbp",
+            "mov r8, rbp",
+            "push r8",
             "push rcx",
             "vmwrite rax, rsp",
             "lea rbx, [rip + 5f]",
@@ -99,7 +101,8 @@ pub(super) unsafe fn enter(
             "xor r13d, r13d",
             "xor r14d, r14d",
             "xor r15d, r15d",
-            "pop rbp",
+            "pop rdx",
+            "mov rbp, rdx",
             "pop rbx",
             inout("rax") HOST_RSP_ENCODING => failed,
             inout("rcx") registers.as_mut_ptr() => _,
