@@ -26,7 +26,7 @@ static REGIONS: AtomicPtr<KVec<Page>> = AtomicPtr::new(core::ptr::null_mut());
 pub(crate) struct Regions(());
 
 impl Regions {
-    /// Allocates a region for each CPU. They get their revision identifier when VMX has been found.
+    /// Allocates a region for each possible CPU. Each gets its revision identifier at its first use.
     pub(crate) fn allocate() -> Result<Self> {
         // SAFETY: reads a constant.
         let cpus = unsafe { shim::pvmm_possible_cpus() };
@@ -50,11 +50,33 @@ impl Drop for Regions {
     }
 }
 
-/// The region of the current CPU.
+/// The region of the current CPU, with the revision identifier that VMXON wants to see there (SDM volume 3, 26.11.5).
+/// `None` if software may not use VMX on this CPU, which may have come online long after the others were looked at.
 fn region(irq: &IrqOff) -> Option<&'static Page> {
     // SAFETY: the list lives as long as the module is loaded, and windows are only opened while it is.
     let regions = unsafe { REGIONS.load(Ordering::Acquire).as_ref() }?;
-    regions.get(Linux::current(irq).0 as usize)
+    let region = regions.get(Linux::current(irq).0 as usize)?;
+    let identifier = region.words().first()?;
+    if identifier.load(Ordering::Relaxed) == 0 {
+        if !has_vmx() || !is_vmx_allowed() {
+            return None;
+        }
+        // SAFETY: IA32_VMX_BASIC exists on every CPU with VMX.
+        let revision = unsafe { rdmsr(IA32_VMX_BASIC) } & 0x7fff_ffff;
+        identifier.store(revision, Ordering::Relaxed);
+    }
+    Some(region)
+}
+
+/// Whether the current CPU has VMX.
+fn has_vmx() -> bool {
+    cpuid(1, 0)[2] & (1 << 5) != 0
+}
+
+/// Whether the firmware, or Linux in its place, allows VMX outside of SMX on the current CPU, which has it.
+fn is_vmx_allowed() -> bool {
+    // SAFETY: IA32_FEATURE_CONTROL exists on every CPU with VMX.
+    unsafe { rdmsr(IA32_FEATURE_CONTROL) & 5 == 5 }
 }
 
 /// VMX operation of this CPU; ends on drop.
@@ -88,18 +110,13 @@ const PROBE: [Option<VmxUnavailable>; 5] = [
 
 /// Looks for VMX on the current CPU and enters it once; the result is an index of [`PROBE`].
 fn probe_here() -> u32 {
-    if cpuid(1, 0)[2] & (1 << 5) == 0 {
+    if !has_vmx() {
         return 4;
     }
-    // SAFETY: IA32_FEATURE_CONTROL exists on every CPU with VMX.
-    if unsafe { rdmsr(IA32_FEATURE_CONTROL) } & 5 != 5 {
+    if !is_vmx_allowed() {
         return 3;
     }
     let irq = Linux::irq_off();
-    let Some(page) = region(&irq) else { return 1 };
-    // SAFETY: IA32_VMX_BASIC exists on every CPU with VMX.
-    let revision = unsafe { rdmsr(IA32_VMX_BASIC) } & 0x7fff_ffff;
-    page.words()[0].store(revision, Ordering::Relaxed);
     let entered = Linux::enter_vmx(&irq);
     match entered {
         Ok(_) => 0,
@@ -129,9 +146,8 @@ impl HostVmx for Linux {
         if cr4 & CR4_VMXE != 0 {
             return Err(VmxUnavailable::Busy);
         }
-        // SAFETY: supervisor mode with interrupts off; the value is put back here or by the guard. `probe` has found
-        // VMX allowed on this CPU (one that was plugged in later has the same firmware), the region is this CPU's and carries
-        // the revision identifier once `probe` ran.
+        // SAFETY: supervisor mode with interrupts off; the value is put back here or by the guard. The region is this CPU's
+        // and carries the revision identifier, which it only gets where VMX is allowed.
         unsafe {
             write_cr4(cr4 | CR4_VMXE);
             if vmxon(page.phys()).is_err() {
