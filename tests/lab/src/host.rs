@@ -283,7 +283,15 @@ impl Host {
     /// # Errors
     /// [`LabError::Failed`] if it exits with another code than 0; those of [`Host::run`].
     pub fn sh(&mut self, script: &str) -> Result<String> {
-        let out = self.run(&["sh", "-c", script])?;
+        self.sh_with(script, COMMAND_LIMIT)
+    }
+
+    /// As [`Host::sh`], with a limit.
+    ///
+    /// # Errors
+    /// As [`Host::sh`].
+    pub fn sh_with(&mut self, script: &str, limit: Duration) -> Result<String> {
+        let out = self.run_with(&["sh", "-c", script], limit, &mut |_| ())?;
         if out.code == 0 {
             return Ok(out.stdout);
         }

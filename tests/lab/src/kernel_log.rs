@@ -4,6 +4,8 @@
 //! UBSAN, kmemleak, debug objects and the allocation profile, and those that one of them has given up: a log without a report
 //! says nothing then.
 
+use std::time::Duration;
+
 use crate::error::Result;
 use crate::host::Host;
 
@@ -35,6 +37,9 @@ const REPORTS: [&str; 18] = [
 /// Where kmemleak is told to look, and says what it found (Documentation/dev-tools/kmemleak.rst).
 const KMEMLEAK: &str = "/sys/kernel/debug/kmemleak";
 
+/// How long kmemleak may take: it looks at every word of the kernel's memory, on an emulated CPU that checks each access.
+const SCAN_LIMIT: Duration = Duration::from_secs(1800);
+
 /// The lines of a log that report something.
 pub fn reports(log: &str) -> impl Iterator<Item = &str> {
     log.lines()
@@ -64,9 +69,9 @@ fn leaks(host: &mut Host) -> Result<String> {
     if !host.is_debug() {
         return Ok(String::new());
     }
-    host.sh(&format!(
-        "set -e; echo scan > {KMEMLEAK}; sleep 6; echo scan > {KMEMLEAK}; cat {KMEMLEAK}"
-    ))
+    let script =
+        format!("set -e; echo scan > {KMEMLEAK}; sleep 6; echo scan > {KMEMLEAK}; cat {KMEMLEAK}");
+    host.sh_with(&script, SCAN_LIMIT)
 }
 
 #[cfg(test)]
