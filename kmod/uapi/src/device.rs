@@ -18,7 +18,14 @@ pub const DEVICE_I8259: u32 = 0;
 /// Device number of the 8254, which every VM has.
 pub const DEVICE_I8254: u32 = 1;
 
-/// Argument of [`crate::ATTACH_DEVICE`].
+/// Highest number of port ranges of a device.
+pub const MAX_PORT_RANGES: usize = 4;
+
+/// An interrupt of [`AttachDevice`]: the device has none, or the guest does without.
+pub const NO_IRQ: u32 = u32::MAX;
+
+/// Argument of [`crate::ATTACH_DEVICE`]. How many port ranges the device has, and how long they are, comes from its kind;
+/// places for ranges that the kind does not have must be 0. Any kind can be attached but those that every VM has.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct AttachDevice {
@@ -26,13 +33,13 @@ pub struct AttachDevice {
     pub kind: u32,
     /// `BACKEND_*`; only [`BACKEND_PHYSICAL`] can be attached.
     pub backend: u32,
-    /// First port that the guest sees.
-    pub guest_port: u32,
-    /// First port of the host's device.
-    pub host_port: u32,
-    /// ISA interrupt that the guest sees.
+    /// First port of each range, as the guest sees it.
+    pub guest_ports: [u32; MAX_PORT_RANGES],
+    /// First port of each range of the host's device.
+    pub host_ports: [u32; MAX_PORT_RANGES],
+    /// ISA interrupt that the guest sees. [`NO_IRQ`] for a device without one; then `host_irq` is so too.
     pub guest_irq: u32,
-    /// ISA interrupt of the host's device.
+    /// ISA interrupt of the host's device. With [`NO_IRQ`] none is claimed.
     pub host_irq: u32,
     /// Out: the device's number in the other requests.
     pub device: u32,

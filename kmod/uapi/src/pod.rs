@@ -54,7 +54,7 @@ macro_rules! no_padding {
 }
 
 no_padding! {
-    AttachDevice = 8 * 4,
+    AttachDevice = (6 + 2 * MAX_PORT_RANGES) * 4,
     Capabilities = 8 + 4 * 4 + 4 * 8 + 32,
     ChipsetState = size_of::<IoApicState>() + 4 * 4,
     Clock = 2 * 8 + 2 * 4,

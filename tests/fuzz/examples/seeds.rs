@@ -203,8 +203,8 @@ impl Seeds {
         let attach = AttachDevice {
             kind: KIND_UART16550,
             backend: BACKEND_PHYSICAL,
-            guest_port: 0x2f8,
-            host_port: 0x2f8,
+            guest_ports: [0x2f8, 0, 0, 0],
+            host_ports: [0x2f8, 0, 0, 0],
             guest_irq: 3,
             host_irq: 3,
             ..AttachDevice::default()

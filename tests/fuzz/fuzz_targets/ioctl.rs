@@ -158,8 +158,10 @@ impl Caller {
         if request == ATTACH_DEVICE {
             let mut attach = AttachDevice::default();
             attach.as_bytes_mut().copy_from_slice(&structure);
-            if let Ok(port) = u16::try_from(attach.host_port) {
-                ports.grant(port);
+            for port in attach.host_ports {
+                if let Ok(port) = u16::try_from(port) {
+                    ports.grant(port);
+                }
             }
         }
         self.store(self.structure, &structure);

@@ -11,7 +11,7 @@ use crate::guest::spoil;
 /// Ports that a host's device is looked for at. Any other might be hardware that no driver has claimed, and not survive.
 const HOST_PORTS: [u32; 7] = [0x2f8, 0x3f8, 0x2e8, 0x20, 0x70, 0xfff9, 0x1_0000];
 /// Interrupts of host devices.
-const HOST_IRQS: [u32; 5] = [3, 4, 2, 0, 16];
+const HOST_IRQS: [u32; 6] = [3, 4, 2, 0, 16, NO_IRQ];
 /// An address with nothing behind it for as long as a guest can be.
 const NOWHERE: u64 = 1 << 32;
 /// Where guest memory beside the main region begins.
@@ -112,9 +112,9 @@ fn right(request: u32, arena: &Arena, place: &Place, random: &Random) -> Vec<u8>
         ATTACH_DEVICE => AttachDevice {
             kind: KIND_UART16550,
             backend: BACKEND_PHYSICAL,
-            guest_port: random.pick(&[0x2f8, 0x3f8]),
-            host_port: 0x2f8,
-            guest_irq: random.pick(&[3, 4]),
+            guest_ports: [random.pick(&[0x2f8, 0x3f8]), 0, 0, 0],
+            host_ports: [0x2f8, 0, 0, 0],
+            guest_irq: random.pick(&[3, 4, NO_IRQ]),
             host_irq: 3,
             device: 0,
             flags: random.pick(&[0, ATTACH_UNRECORDED]),
@@ -191,8 +191,13 @@ pub fn any(request: u32, arena: &Arena, place: &Place, random: &Random) -> Vec<u
         } else {
             3
         };
-        put(offset_of!(AttachDevice, host_port), port);
+        put(offset_of!(AttachDevice, host_ports), port);
         put(offset_of!(AttachDevice, host_irq), irq);
+        // The other ranges of a kind may be no other hardware either.
+        for range in 1..MAX_PORT_RANGES {
+            let port = random.pick(&[0, 0, HOST_PORTS[0]]);
+            put(offset_of!(AttachDevice, host_ports) + 4 * range, port);
+        }
     }
     bytes
 }

@@ -140,8 +140,8 @@ impl Vm {
             let number = fd.attach_device(&AttachDevice {
                 kind: KIND_UART16550,
                 backend: BACKEND_PHYSICAL,
-                guest_port: spec.port.into(),
-                host_port: spec.host_port.into(),
+                guest_ports: [spec.port.into(), 0, 0, 0],
+                host_ports: [spec.host_port.into(), 0, 0, 0],
                 guest_irq: spec.irq.into(),
                 host_irq: spec.host_irq.into(),
                 flags: match spec.recorded {

@@ -142,6 +142,11 @@ impl RecorderState {
 pub fn kind(number: u32) -> Option<&'static Kind> {
     KINDS.iter().find(|kind| kind.number == number)
 }
+/// Whether a device of kind `number` can be attached to a VM. The chipset's own devices are in every VM, as models.
+pub fn is_attachable(number: u32) -> bool {
+    !matches!(number, KIND_I8259 | KIND_I8254) && kind(number).is_some()
+}
+
 
 /// Name of a register of a kind, for messages and tables.
 pub fn register_name(kind_number: u32, register: u16) -> Option<&'static str> {

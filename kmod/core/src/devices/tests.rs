@@ -326,7 +326,7 @@ fn a_device_that_is_given_to_a_guest_can_be_reset_if_its_kind_needs_it() {
         let mut storage = vec![PlanStep::default(); MAX_PLAN_STEPS as usize];
         let mut sink = Sink::new(&mut storage);
         assert_eq!(reset(kind.number, &mut sink), Ok(()));
-        assert_eq!(sink.is_empty(), kind.number != pvmm_uapi::KIND_UART16550);
+        assert_eq!(sink.is_empty(), !is_attachable(kind.number));
     }
     let unknown = Err(PlanError::UnknownKind { kind: 0 });
     assert_eq!(reset(0, &mut Sink::new(&mut [])), unknown);

@@ -14,7 +14,7 @@ use crate::record::Recorder;
 use crate::replay::{self, Backend, Outcome};
 use crate::vcpu::DeviceLine;
 use pvmm_hostabi::{Host, OutOfMemory, Ports};
-use pvmm_uapi::{PlanStep, MAX_PLAN_STEPS, OUTCOME_DONE};
+use pvmm_uapi::{PlanStep, MAX_PLAN_STEPS, MAX_PORT_RANGES, OUTCOME_DONE};
 
 /// Why a device could not be attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,10 +35,13 @@ impl From<OutOfMemory> for AttachError {
     }
 }
 
+/// The port ranges of a device, in the order of its kind. Places for ranges that the kind does not have are empty.
+pub type PortRanges<P> = [Option<P>; MAX_PORT_RANGES];
+
 /// The hardware of a device that was claimed from the host, with the plan that resets it. Dropping it resets the device
 /// and gives it back.
 pub struct Claimed<H: Host> {
-    ports: H::Ports,
+    ports: PortRanges<H::Ports>,
     /// Made when the device is claimed, so that giving it back can't fail for want of memory.
     reset: H::Box<[PlanStep; MAX_PLAN_STEPS as usize]>,
     steps: usize,
@@ -46,12 +49,12 @@ pub struct Claimed<H: Host> {
 }
 
 impl<H: Host> Claimed<H> {
-    /// Resets a device of kind `number` at `ports`. Process context.
+    /// Resets a device of kind `number` at `ports`, which are as many and as long as the kind's ranges. Process context.
     ///
     /// # Errors
     ///
     /// [`AttachError::NotReset`], [`AttachError::OutOfMemory`].
-    pub fn new(number: u32, ports: H::Ports) -> Result<Self, AttachError> {
+    pub fn new(number: u32, ports: PortRanges<H::Ports>) -> Result<Self, AttachError> {
         let kind = devices::kind(number).ok_or(AttachError::NotReset)?;
         let mut reset = zeroed::<H, [PlanStep; MAX_PLAN_STEPS as usize]>()?;
         let mut sink = Sink::new(reset.as_mut_slice());
@@ -100,45 +103,54 @@ pub enum Recording {
 /// A claimed device, its recorder, and where the guest sees it.
 pub struct Attached<H: Host> {
     claimed: Claimed<H>,
-    _irq: H::Irq<DeviceLine<H>>,
-    guest_base: u16,
+    _irq: Option<H::Irq<DeviceLine<H>>>,
+    guest_ports: [u16; MAX_PORT_RANGES],
     recorder: H::Box<RecorderState>,
     recording: Recording,
-    /// The recorder's traps that the I/O bitmap has.
-    traps: Option<u64>,
+    /// The recorder's traps that the I/O bitmap has, for each range.
+    traps: [Option<u64>; MAX_PORT_RANGES],
 }
 
 /// The device's hardware, for the monitor's own accesses.
-pub struct Hardware<'a, P: Ports>(&'a P);
+pub struct Hardware<'a, P: Ports>(&'a PortRanges<P>);
+
+impl<P: Ports> Hardware<'_, P> {
+    fn range(&self, at: Location) -> Option<&P> {
+        self.0.get(usize::from(at.range))?.as_ref()
+    }
+}
 
 impl<P: Ports> Backend for Hardware<'_, P> {
     fn read(&mut self, at: Location, width: Width) -> u64 {
-        // A range has far less than 2^16 ports; an offset beyond is refused by the claimed range.
-        u64::from(self.0.read(at.offset.min(0xffff) as u16, width.bytes())) & width.mask()
+        // A range has far less than 2^16 ports; an offset beyond is refused by the claimed range. A range that the device
+        // does not have reads as where nothing is.
+        let read = |ports: &P| ports.read(at.offset.min(0xffff) as u16, width.bytes());
+        u64::from(self.range(at).map_or(u32::MAX, read)) & width.mask()
     }
 
     fn write(&mut self, at: Location, width: Width, value: u64) {
-        self.0
-            .write(at.offset.min(0xffff) as u16, width.bytes(), value as u32);
+        if let Some(ports) = self.range(at) {
+            ports.write(at.offset.min(0xffff) as u16, width.bytes(), value as u32);
+        }
     }
 }
 
 impl<H: Host> Attached<H> {
-    /// A device in the state that a new `recorder` stands for.
+    /// A device in the state that a new `recorder` stands for. `guest_ports` has the first port of each range.
     pub const fn new(
         claimed: Claimed<H>,
-        irq: H::Irq<DeviceLine<H>>,
-        guest_base: u16,
+        irq: Option<H::Irq<DeviceLine<H>>>,
+        guest_ports: [u16; MAX_PORT_RANGES],
         recorder: H::Box<RecorderState>,
         recording: Recording,
     ) -> Self {
         Self {
             claimed,
             _irq: irq,
-            guest_base,
+            guest_ports,
             recorder,
             recording,
-            traps: None,
+            traps: [None; MAX_PORT_RANGES],
         }
     }
 
@@ -152,19 +164,25 @@ impl<H: Host> Attached<H> {
         (&mut self.recorder, Hardware(&self.claimed.ports))
     }
 
-    /// First port that the guest sees.
-    pub const fn guest_base(&self) -> u16 {
-        self.guest_base
+    /// First port and number of ports of each range, as the guest sees them.
+    pub fn guest_ranges(&self) -> impl Iterator<Item = (u16, u16)> + '_ {
+        let ranges = self.guest_ports.iter().zip(&self.claimed.ports);
+        ranges.filter_map(|(base, ports)| Some((*base, ports.as_ref()?.count())))
     }
 
-    /// Whether the guest's `port` is this device's.
-    pub fn covers(&self, port: u16) -> bool {
-        port >= self.guest_base && port - self.guest_base < self.claimed.ports.count()
+    /// Where the guest's access of `bytes` at `port` is in this device, if it is all in one of its ranges.
+    pub fn place(&self, port: u16, bytes: u8) -> Option<Location> {
+        (0u8..)
+            .zip(self.guest_ranges())
+            .find_map(|(range, (base, count))| {
+                let offset = port.checked_sub(base)?;
+                let inside = u32::from(offset) + u32::from(bytes) <= u32::from(count);
+                inside.then_some(Location::new(range, u64::from(offset)))
+            })
     }
 
-    /// The guest's access, made on the hardware and shown to the recorder.
-    pub fn access(&mut self, port: u16, width: Width, direction: Direction, value: u64) -> u64 {
-        let at = Location::new(0, u64::from(port.wrapping_sub(self.guest_base)));
+    /// The guest's access at a [`Self::place`], made on the hardware and shown to the recorder.
+    pub fn access(&mut self, at: Location, width: Width, direction: Direction, value: u64) -> u64 {
         let mut hardware = Hardware(&self.claimed.ports);
         let value = match direction {
             Direction::Read => hardware.read(at, width),
@@ -187,17 +205,22 @@ impl<H: Host> Attached<H> {
     /// Lets those ports through that need no recording in the device's present state. Only ports at the same place for guest
     /// and host can go through.
     pub fn update_bitmap(&mut self, bitmap: &IoBitmap<H>) {
-        let traps = match self.recording {
-            Recording::On => self.recorder.traps(0),
-            Recording::Off => 0,
-        };
-        if self.traps.replace(traps) == Some(traps) {
-            return;
-        }
-        let moved = self.guest_base != self.claimed.ports.base();
-        for offset in 0..self.claimed.ports.count() {
-            let recorded = offset >= 64 || traps & (1 << offset) != 0;
-            bitmap.set(self.guest_base.wrapping_add(offset), moved || recorded);
+        let places = self.guest_ports.iter().zip(&self.claimed.ports);
+        for (range, ((base, ports), known)) in (0u8..).zip(places.zip(&mut self.traps)) {
+            let Some(ports) = ports else { continue };
+            let traps = match self.recording {
+                Recording::On => self.recorder.traps(range),
+                Recording::Off => 0,
+            };
+            if known.replace(traps) == Some(traps) {
+                continue;
+            }
+            let moved = *base != ports.base();
+            for offset in 0..ports.count() {
+                let recorded = offset >= 64 && self.recording == Recording::On
+                    || offset < 64 && traps & (1 << offset) != 0;
+                bitmap.set(base.wrapping_add(offset), moved || recorded);
+            }
         }
     }
 }

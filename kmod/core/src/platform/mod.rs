@@ -14,7 +14,7 @@ mod tests;
 
 #[cfg(test)]
 pub(crate) use attached::tests as attached_tests;
-pub use attached::{AttachError, Attached, Claimed, Recording};
+pub use attached::{AttachError, Attached, Claimed, PortRanges, Recording};
 pub use clock::VmClock;
 pub use timing::HostTiming;
 
@@ -225,8 +225,8 @@ impl<H: Host> Platform<H> {
         )
     }
 
-    /// An access to ports. Whoever serves the first port gets the whole access if it is one of the ACPI registers; all
-    /// other devices here are byte devices, and each byte goes where it belongs. Any context.
+    /// An access to ports. A device of the host gets the whole access if it is all in one of its ranges, and so do the ACPI
+    /// registers; the chipset's other devices are byte devices, and each byte goes where it belongs. Any context.
     pub fn port(
         &mut self,
         port: u16,
@@ -238,7 +238,10 @@ impl<H: Host> Platform<H> {
         if self.is_user(port) {
             return PortOutcome::User;
         }
-        if width == Width::W1 || (Chipset::claims_port(port) && recorded_location(port).is_none()) {
+        let whole = width == Width::W1
+            || self.attached_at(port, width).is_some()
+            || (Chipset::claims_port(port) && recorded_location(port).is_none());
+        if whole {
             return PortOutcome::Done(self.single(port, width, direction, value, now));
         }
         let mut result = 0;
@@ -252,12 +255,15 @@ impl<H: Host> Platform<H> {
     }
 
     fn is_user(&self, port: u16) -> bool {
-        !Chipset::claims_port(port)
-            && !self
-                .attached
-                .iter()
-                .flatten()
-                .any(|device| device.covers(port))
+        !Chipset::claims_port(port) && self.attached_at(port, Width::W1).is_none()
+    }
+
+    /// The attached device that has the whole of an access, by its place in the list, and where in it.
+    fn attached_at(&self, port: u16, width: Width) -> Option<(usize, Location)> {
+        let devices = self.attached.iter().enumerate();
+        devices
+            .filter_map(|(index, device)| Some((index, device.as_ref()?)))
+            .find_map(|(index, device)| Some((index, device.place(port, width.bytes())?)))
     }
 
     fn single(
@@ -268,15 +274,12 @@ impl<H: Host> Platform<H> {
         value: u64,
         now: u64,
     ) -> u64 {
-        if let Some(device) = self
-            .attached
-            .iter_mut()
-            .flatten()
-            .find(|device| device.covers(port))
-        {
-            let result = device.access(port, width, direction, value);
-            device.update_bitmap(&self.bitmap);
-            return result;
+        if let Some((index, at)) = self.attached_at(port, width) {
+            if let Some(Some(device)) = self.attached.get_mut(index) {
+                let result = device.access(at, width, direction, value);
+                device.update_bitmap(&self.bitmap);
+                return result;
+            }
         }
         let result = match direction {
             // Without the mark that it was touched.
@@ -308,11 +311,17 @@ impl<H: Host> Platform<H> {
     }
 
     /// Attaches a device that was claimed from the host; returns its number. The guest's ports must be free.
-    pub fn attach(&mut self, mut device: Attached<H>, count: u16) -> Result<u32, AttachError> {
-        let base = device.guest_base();
-        let taken = (0..count).any(|offset| !self.is_user(base.wrapping_add(offset)));
-        if taken || base.checked_add(count).is_none() {
-            return Err(AttachError::Overlap);
+    pub fn attach(&mut self, mut device: Attached<H>) -> Result<u32, AttachError> {
+        for (index, (base, count)) in device.guest_ranges().enumerate() {
+            let end = base.checked_add(count).ok_or(AttachError::Overlap)?;
+            let taken = (base..end).any(|port| !self.is_user(port));
+            let doubled = device
+                .guest_ranges()
+                .take(index)
+                .any(|(other, others)| base < other.saturating_add(others) && other < end);
+            if taken || doubled {
+                return Err(AttachError::Overlap);
+            }
         }
         let (number, place) = (FIRST_ATTACHED..)
             .zip(&mut self.attached)

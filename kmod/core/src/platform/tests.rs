@@ -44,7 +44,7 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-fn clock() -> VmClock {
+pub(super) fn clock() -> VmClock {
     let point = Clock {
         vm_ns: 0,
         tsc: 0,

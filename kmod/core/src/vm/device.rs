@@ -7,14 +7,32 @@ use super::Vm;
 use crate::arch::x86::registers::rdtsc;
 use crate::arch::zeroed;
 use crate::devices::{self, CaptureError, RecorderState, Sink};
-use crate::platform::{AttachError, Attached, Claimed, HostTiming, Recording};
+use crate::platform::{AttachError, Attached, Claimed, HostTiming, PortRanges, Recording};
 use crate::vcpu::DeviceLine;
 use pvmm_hostabi::Host;
 use pvmm_uapi::*;
 
-/// A port number.
-fn port(value: u32) -> Result<u16, Error> {
-    u16::try_from(value).map_err(|_| Error::Invalid)
+/// The first ports of a kind's ranges. There must be no other.
+fn ports(values: [u32; MAX_PORT_RANGES], ranges: usize) -> Result<[u16; MAX_PORT_RANGES], Error> {
+    let mut ports = [0; MAX_PORT_RANGES];
+    for (index, (place, value)) in ports.iter_mut().zip(values).enumerate() {
+        if index >= ranges && value != 0 {
+            return Err(Error::Invalid);
+        }
+        *place = u16::try_from(value).map_err(|_| Error::Invalid)?;
+    }
+    Ok(ports)
+}
+
+/// The guest's and the host's interrupt, if the device has one. Lines 0 and 2 belong to the chipset.
+fn interrupts(attach: &AttachDevice) -> Result<Option<(u32, u32)>, Error> {
+    match (attach.guest_irq, attach.host_irq) {
+        (NO_IRQ, NO_IRQ) => Ok(None),
+        (guest, host) if [guest, host].iter().all(|irq| matches!(irq, 1 | 3..=15)) => {
+            Ok(Some((guest, host)))
+        }
+        _ => Err(Error::Invalid),
+    }
 }
 
 impl From<AttachError> for Error {
@@ -32,34 +50,43 @@ impl<H: Host> Vm<H> {
     #[inline(never)]
     pub(super) fn attach_device(&self, argument: u64) -> Result<(), Error> {
         let mut attach: AttachDevice = read::<H, _>(argument)?;
-        let lines = [attach.guest_irq, attach.host_irq];
         if attach.backend != BACKEND_PHYSICAL
-            || attach.kind != KIND_UART16550
+            || !devices::is_attachable(attach.kind)
             || attach.flags & !ATTACH_UNRECORDED != 0
-            || lines.iter().any(|irq| *irq > 15 || matches!(irq, 0 | 2))
         {
             return Err(Error::Invalid);
         }
-        let (guest_port, host_port) = (port(attach.guest_port)?, port(attach.host_port)?);
         let kind = devices::kind(attach.kind).ok_or(Error::Invalid)?;
-        // One range so far.
-        let ports = kind.ranges.first().map_or(0, |bytes| *bytes as u16);
+        let interrupts = interrupts(&attach)?;
+        let guest_ports = ports(attach.guest_ports, kind.ranges.len())?;
+        let host_ports = ports(attach.host_ports, kind.ranges.len())?;
         let recorder = H::boxed(RecorderState::new(attach.kind).ok_or(Error::Invalid)?)?;
         let control = self.parts()?.control;
         attach.device = self.with_vcpu(|vcpu, _| {
             // Before the interrupt line, so that what the device still had to say reaches nobody.
-            let claimed = Claimed::<H>::new(attach.kind, H::claim_ports(host_port, ports)?)?;
-            let line = H::shared(DeviceLine::<H> {
-                control,
-                irq: attach.guest_irq,
-            })?;
-            let irq = H::claim_irq(attach.host_irq, line)?;
+            let mut ranges: PortRanges<H::Ports> = [const { None }; MAX_PORT_RANGES];
+            for (place, (base, bytes)) in ranges.iter_mut().zip(host_ports.iter().zip(kind.ranges))
+            {
+                let count = u16::try_from(*bytes).map_err(|_| Error::Invalid)?;
+                *place = Some(H::claim_ports(*base, count)?);
+            }
+            let claimed = Claimed::<H>::new(attach.kind, ranges)?;
+            let irq = match interrupts {
+                Some((guest, host)) => {
+                    let line = H::shared(DeviceLine::<H> {
+                        control,
+                        irq: guest,
+                    })?;
+                    Some(H::claim_irq(host, line)?)
+                }
+                None => None,
+            };
             let recording = match attach.flags & ATTACH_UNRECORDED {
                 0 => Recording::On,
                 _ => Recording::Off,
             };
-            let device = Attached::new(claimed, irq, guest_port, recorder, recording);
-            Ok(vcpu.platform.attach(device, ports)?)
+            let device = Attached::new(claimed, irq, guest_ports, recorder, recording);
+            Ok(vcpu.platform.attach(device)?)
         })?;
         write::<H, _>(argument, &attach)
     }

@@ -4,7 +4,7 @@
 use super::*;
 use crate::arch::x86::vmx::capability::VmxCapability;
 use pvmm_hostabi::sim::{Machine, SimAddressSpace, SimHost, Task};
-use pvmm_hostabi::{HostMem, Hva, VmxUnavailable, PAGE_SIZE};
+use pvmm_hostabi::{HostDev, HostMem, Hva, VmxUnavailable, PAGE_SIZE};
 use pvmm_uapi::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -198,8 +198,8 @@ fn a_device_that_is_not_recorded_has_no_state_to_capture() {
         let attach = AttachDevice {
             kind: KIND_UART16550,
             backend: BACKEND_PHYSICAL,
-            guest_port: 0x2f8,
-            host_port: 0x2f8,
+            guest_ports: [0x2f8, 0, 0, 0],
+            host_ports: [0x2f8, 0, 0, 0],
             guest_irq: 3,
             host_irq: 3,
             flags: ATTACH_UNRECORDED,
@@ -210,6 +210,37 @@ fn a_device_that_is_not_recorded_has_no_state_to_capture() {
             ..attach
         };
         assert_eq!(owner.request(ATTACH_DEVICE, &unknown), Err(Error::Invalid));
+        for wrong in [
+            // What the chipset has is a model.
+            AttachDevice {
+                kind: KIND_I8254,
+                ..attach
+            },
+            AttachDevice { kind: 99, ..attach },
+            // The kind has one range.
+            AttachDevice {
+                host_ports: [0x2f8, 0x3e8, 0, 0],
+                ..attach
+            },
+            AttachDevice {
+                guest_ports: [0x1_02f8, 0, 0, 0],
+                ..attach
+            },
+            AttachDevice {
+                guest_irq: NO_IRQ,
+                ..attach
+            },
+            AttachDevice {
+                host_irq: 2,
+                ..attach
+            },
+        ] {
+            assert_eq!(
+                owner.request(ATTACH_DEVICE, &wrong),
+                Err(Error::Invalid),
+                "{wrong:?}"
+            );
+        }
         owner
             .request(ATTACH_DEVICE, &attach)
             .expect("the port is free");
@@ -232,6 +263,34 @@ fn a_device_that_is_not_recorded_has_no_state_to_capture() {
             Err(Error::Invalid)
         );
     });
+}
+
+#[test]
+fn a_device_without_an_interrupt_claims_none() {
+    on_a_machine_without_vtx(VM_APIC, |owner| {
+        let _uart = crate::platform::attached_tests::plugged();
+        let line = || SimHost::claim_irq(3, SimHost::shared(Ignored).expect("memory"));
+        let attach = AttachDevice {
+            kind: KIND_UART16550,
+            backend: BACKEND_PHYSICAL,
+            guest_ports: [0x2f8, 0, 0, 0],
+            host_ports: [0x2f8, 0, 0, 0],
+            guest_irq: NO_IRQ,
+            host_irq: NO_IRQ,
+            ..AttachDevice::default()
+        };
+        owner
+            .request(ATTACH_DEVICE, &attach)
+            .expect("the port is free");
+        assert!(line().is_ok(), "the line is free");
+    });
+}
+
+/// Hears an interrupt and does nothing.
+struct Ignored;
+
+impl pvmm_hostabi::dev::IrqSink for Ignored {
+    fn interrupt(&self) {}
 }
 
 #[test]

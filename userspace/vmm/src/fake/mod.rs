@@ -405,7 +405,7 @@ impl VmFd for FakeVm {
     fn attach_device(&self, device: &AttachDevice) -> Result<u32, HypervisorError> {
         let failed = |errno| HypervisorError::request("ATTACH_DEVICE", errno);
         let mut serial = lock(&self.serial);
-        if !serial.remove(&device.host_port) {
+        if !serial.remove(&device.host_ports[0]) {
             return Err(failed(Errno::EBUSY));
         }
         let mut inner = lock(&self.inner);
@@ -456,7 +456,7 @@ impl Drop for FakeVm {
             lock(&self.inner)
                 .attached
                 .iter()
-                .map(|device| device.host_port),
+                .map(|device| device.host_ports[0]),
         );
     }
 }
