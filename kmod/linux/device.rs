@@ -112,6 +112,7 @@ fn errno(error: RequestError) -> Error {
         RequestError::NotSupported => not_supported(),
         RequestError::NoSpace => ENOSPC,
         RequestError::Interrupted => EINTR,
+        RequestError::NotAtRest => EAGAIN,
         RequestError::Failed => EIO,
     }
 }

@@ -95,6 +95,12 @@ pub struct DeviceCapture {
     pub version: u32,
 }
 
+    /// Out, if the request fails with `EAGAIN` or `EIO`: the register that stands against a capture, numbered by the kind's
+    /// register table. `EAGAIN` says that the device is in the middle of something that the guest must finish first; 0 with
+    /// `EIO`, that a part of what the guest did is not known.
+    pub register: u32,
+    /// Zero.
+    pub reserved: u32,
 /// [`PlanStep::operation`]: write `value`.
 pub const STEP_WRITE: u32 = 1;
 /// [`PlanStep::operation`]: read, and fail unless `read & mask == value`.

@@ -63,7 +63,7 @@ no_padding! {
     CreateVcpu = 2 * 4,
     CreateVm = 2 * 4,
     DescriptorTable = 8 + 2 * 4,
-    DeviceCapture = 2 * 4 + 8 + 2 * 4,
+    DeviceCapture = 2 * 4 + 8 + 4 * 4,
     DeviceExecute = 2 * 4 + 8 + 2 * 4 + 8,
     DirtyFetch = 8 + 2 * 4,
     DirtyLog = 2 * 4,

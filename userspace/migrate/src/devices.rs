@@ -102,7 +102,7 @@ pub fn state_version(kind: u32) -> Option<u32> {
 }
 
 /// Name of a register of a kind.
-fn register_name(kind: u32, register: u16) -> String {
+pub(crate) fn register_name(kind: u32, register: u16) -> String {
     match devices::register_name(kind, register) {
         Some(name) => name.to_owned(),
         None => format!("number {register}"),

@@ -96,6 +96,28 @@ pub enum Error {
     /// A device could not be restored.
     #[error("{0}")]
     Device(#[from] crate::devices::DeviceError),
+    /// A device of the host was in the middle of something whenever the guest was paused.
+    #[error(
+        "{kind} (device {device}) did not come to rest: register {register} shows that it is in the middle of something, also \
+         after {} ms; {}",
+        waited.as_millis(),
+        match *may_run {
+            true => "let the guest finish what it does with it, and move it again",
+            false => "resume the guest, so that it can finish what it does with it, and move it again",
+        }
+    )]
+    NotAtRest {
+        /// Its number.
+        device: u32,
+        /// The kind's name.
+        kind: &'static str,
+        /// The register's name.
+        register: String,
+        /// How long the guest was given.
+        waited: Duration,
+        /// Whether it could use that time: it is not paused by its operator.
+        may_run: bool,
+    },
     /// A hook failed.
     #[error("the hook of phase {phase} failed: {reason}")]
     Hook {

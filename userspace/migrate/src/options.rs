@@ -90,6 +90,9 @@ pub struct SourceOptions {
     /// How long the guest may be paused, at most, before the move is given up and it goes on here. Does not apply where
     /// the operator asked for a pause of any length (`stopcopy`, `suspend`). Default 60 s.
     pub pause_limit: Duration,
+    /// How long the guest is given, in parts, to finish what a device of the host is in the middle of when it is paused.
+    /// Default 10 s.
+    pub rest_limit: Duration,
     /// How long the source asks the target whether it committed when the answer to the commit got lost. Default 60 s.
     pub recover_limit: Duration,
     /// What CPU and device state are assumed to cost inside the downtime, on both hosts together. Default 30 ms.
@@ -111,6 +114,7 @@ impl Default for SourceOptions {
             timeout_action: TimeoutAction::Cancel,
             stall_limit: Duration::from_secs(30),
             pause_limit: Duration::from_secs(60),
+            rest_limit: Duration::from_secs(10),
             recover_limit: Duration::from_secs(60),
             state_estimate: Duration::from_millis(30),
             sessions: None,
@@ -129,6 +133,7 @@ impl fmt::Debug for SourceOptions {
             .field("timeout_action", &self.timeout_action)
             .field("stall_limit", &self.stall_limit)
             .field("pause_limit", &self.pause_limit)
+            .field("rest_limit", &self.rest_limit)
             .field("recover_limit", &self.recover_limit)
             .field("state_estimate", &self.state_estimate)
             .finish_non_exhaustive()

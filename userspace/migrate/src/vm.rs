@@ -39,6 +39,24 @@ pub struct CapturedDevice {
     pub records: Vec<StateRecord>,
 }
 
+/// Why a device's state could not be captured.
+#[derive(Debug)]
+pub enum CaptureFailure {
+    /// The device is in the middle of something that the guest has to finish first. It is as it was.
+    Busy {
+        /// The register that shows it, numbered by the kind's register table.
+        register: u16,
+    },
+    /// Anything else.
+    Failed(VmError),
+}
+
+impl From<VmError> for CaptureFailure {
+    fn from(error: VmError) -> Self {
+        Self::Failed(error)
+    }
+}
+
 /// State of a device that lives in the daemon (the console UART "com1", the "rtc"). The engine carries it unread.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct UserDeviceState {
@@ -64,7 +82,8 @@ pub struct Executed {
 /// A guest that is to be moved away.
 ///
 /// The engine calls, in this order: `describe`; `start_dirty_log`, then rounds of `read_pages` and `fetch_dirty`; `pause`;
-/// the last `fetch_dirty` and `read_pages`; `capture_*`; and in the end either `release` (the guest runs on the peer) or
+/// `capture_device` for each physical device, and, if one is busy, `execute` for those that were captured and `resume`, and all
+/// that again; the last `fetch_dirty` and `read_pages`; `capture_*`; and in the end either `release` (the guest runs on the peer) or
 /// `execute` for each device that had been captured, `stop_dirty_log` and `resume` (it stays).
 pub trait SourceVm {
     /// What the guest is made of. Called first, while it runs; nothing in it may change until the move ends.
@@ -89,7 +108,7 @@ pub trait SourceVm {
     /// executes. Not called for a guest that is [`RunState::Paused`].
     fn pause(&mut self) -> Result<(), VmError>;
 
-    /// Lets the guest go on after a move that failed, as if nothing had happened. `clock` is where the guest's time
+    /// Lets the guest go on after a move that failed, or to finish what a device is in the middle of, as if nothing had happened. `clock` is where the guest's time
     /// stands now, with the pause counted; `None` if it could not be found out. The implementation sets it (`SET_CLOCK`)
     /// before a vCPU runs. Called only after [`Self::pause`], which may itself have failed.
     fn resume(&mut self, clock: Option<Clock>) -> Result<(), VmError>;
@@ -103,11 +122,12 @@ pub trait SourceVm {
     /// Where the guest's time stands. The guest is paused, so it stands still.
     fn capture_clock(&mut self) -> Result<Clock, VmError>;
 
-    /// The state of recorded device `device`, a number from [`VmDescription::devices`]. The guest is paused.
-    fn capture_device(&mut self, device: u32) -> Result<CapturedDevice, VmError>;
+    /// The state of recorded device `device`, a number from [`VmDescription::devices`]. The guest is paused. May be called
+    /// again for the same device; the last one counts.
+    fn capture_device(&mut self, device: u32) -> Result<CapturedDevice, CaptureFailure>;
 
-    /// Executes a plan on a device. Used only after a failed move, to put a device back into the state that its capture
-    /// found (a capture may drain a FIFO).
+    /// Executes a plan on a device. Used only before the guest goes on here, to put a device back into the state that its
+    /// capture found (a capture may drain a FIFO).
     fn execute(&mut self, device: u32, steps: &[PlanStep]) -> Result<Executed, VmError>;
 
     /// The states of all devices of [`VmDescription::user_devices`], in that order. The guest is paused.

@@ -111,6 +111,17 @@ pub enum HypervisorError {
         /// The kernel's reason.
         errno: Errno,
     },
+    /// A device is in the middle of something that the guest has to finish before it can be captured.
+    #[error(
+        "the state of device {device} cannot be captured now: register {register} of its kind shows that it is in the middle \
+         of something; let the guest run on and try again"
+    )]
+    NotAtRest {
+        /// Its number.
+        device: u32,
+        /// The register, numbered by the kind's register table.
+        register: u16,
+    },
     /// The host cannot provide a CPUID table.
     #[error(
         "this host cannot provide CPUID leaf {leaf:#x} subleaf {subleaf:#x} {register} (bits {bits:#x}); the guest \

@@ -267,7 +267,19 @@ impl VmFd for DevVm {
             ..Default::default()
         };
         // SAFETY: the argument names `records`, exclusively ours, writable for `count` elements for the whole call.
-        unsafe { request(&self.file, "DEVICE_CAPTURE", DEVICE_CAPTURE, &mut argument)? };
+        let captured =
+            unsafe { request(&self.file, "DEVICE_CAPTURE", DEVICE_CAPTURE, &mut argument) };
+        captured.map_err(|error| match error {
+            HypervisorError::Request {
+                errno: Errno::EAGAIN,
+                ..
+            } => HypervisorError::NotAtRest {
+                device,
+                // Register numbers have 16 bits.
+                register: argument.register as u16,
+            },
+            error => error,
+        })?;
         records.truncate(argument.count as usize);
         Ok(CapturedDevice {
             kind: argument.kind,

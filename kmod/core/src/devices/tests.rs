@@ -24,6 +24,9 @@ fn every_kind_has_a_recorder_a_name_and_a_table_without_doubles() {
     for kind in KINDS {
         assert_eq!(recorder(kind.number).number(), kind.number);
         assert!(!kind.registers.is_empty());
+        // 0 stands for no register in `DeviceCapture`.
+        assert!(kind.registers.iter().all(|register| register.id != 0));
+        assert!(kind.ranges.len() <= pvmm_uapi::MAX_PORT_RANGES);
         let ids: BTreeSet<u16> = kind.registers.iter().map(|register| register.id).collect();
         let names: BTreeSet<&str> = kind
             .registers

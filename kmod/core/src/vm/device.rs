@@ -96,7 +96,7 @@ impl<H: Host> Vm<H> {
         let mut request: DeviceCapture = read::<H, _>(argument)?;
         let mut storage = zeroed::<H, [StateRecord; MAX_STATE_RECORDS as usize]>()?;
         let room = request.count.min(MAX_STATE_RECORDS) as usize;
-        let (kind, count) = self.with_vcpu(|vcpu, _| {
+        let (kind, captured) = self.with_vcpu(|vcpu, _| {
             if !vcpu.platform.is_recorded(request.device) {
                 return Err(Error::NotSupported);
             }
@@ -105,20 +105,29 @@ impl<H: Host> Vm<H> {
             vcpu.platform
                 .with_device(request.device, now, |recorder, backend| {
                     let mut sink = Sink::new(storage.get_mut(..room).unwrap_or(&mut []));
-                    recorder.capture(backend, &mut timing, &mut sink)?;
-                    Ok((recorder.number(), sink.len()))
+                    let captured = recorder.capture(backend, &mut timing, &mut sink);
+                    (recorder.number(), captured.map(|()| sink.len()))
                 })
-                .ok_or(Error::Invalid)?
-                .map_err(|error| match error {
-                    CaptureError::Full => Error::NoSpace,
-                    CaptureError::Busy { .. } => Error::Busy,
-                    CaptureError::LogOverflow | CaptureError::Unknowable { .. } => Error::Failed,
-                })
+                .ok_or(Error::Invalid)
         })?;
+        request.kind = kind;
+        let count = match captured {
+            Ok(count) => count,
+            Err(error) => {
+                let (error, register) = match error {
+                    CaptureError::Full => return Err(Error::NoSpace),
+                    CaptureError::Busy { register } => (Error::NotAtRest, register),
+                    CaptureError::Unknowable { register } => (Error::Failed, register),
+                    CaptureError::LogOverflow => (Error::Failed, 0),
+                };
+                request.register = register.into();
+                write::<H, _>(argument, &request)?;
+                return Err(error);
+            }
+        };
         for (index, record) in storage.iter().take(count).enumerate() {
             write::<H, _>(element::<StateRecord>(request.records, index)?, record)?;
         }
-        request.kind = kind;
         request.count = count as u32;
         request.version = devices::kind(kind).map_or(0, |kind| kind.state_version);
         write::<H, _>(argument, &request)

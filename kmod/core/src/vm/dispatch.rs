@@ -34,6 +34,8 @@ pub enum Error {
     NoSpace,
     /// A signal is pending (`EINTR`).
     Interrupted,
+    /// A device is in the middle of something; the guest has to run on before it is tried again (`EAGAIN`).
+    NotAtRest,
     /// The state can't be captured or restored (`EIO`).
     Failed,
 }

@@ -3,6 +3,7 @@
 //!
 //! Place on the path: the source's phases cpu-state and device-state. The order is the one in which the target restores.
 
+use super::rest::Busy;
 use super::Source;
 use crate::description::VmDescription;
 use crate::devices;
@@ -11,6 +12,7 @@ use crate::message::StateEnd;
 use crate::phase::Scope;
 use crate::state::{ChipsetRecord, ClockRecord, DeviceRecord, VcpuRecord};
 use crate::statistics::DeviceStatistics;
+use crate::vm::CaptureFailure;
 use crate::wire::MAX_USER_DEVICE_BYTES;
 
 impl Source<'_> {
@@ -69,14 +71,19 @@ impl Source<'_> {
         kind: u32,
         version: u32,
     ) -> Result<(), Error> {
-        let captured = self
-            .vm
-            .capture_device(device)
-            .map_err(Error::vm("capture a device"))?;
+        let captured = match self.vm.capture_device(device) {
+            Ok(captured) => captured,
+            // It was at rest after the pause: something from outside has come since.
+            Err(CaptureFailure::Busy { register }) => {
+                return Err(self.not_at_rest(Busy::new(device, kind, register)))
+            }
+            Err(CaptureFailure::Failed(error)) => return Err(Error::vm("capture a device")(error)),
+        };
         let record = DeviceRecord::new(device, &captured).map_err(Error::Inconsistent);
         let (captured_kind, captured_version) = (captured.kind, captured.version);
         let registers = captured.records.len() as u64;
         // Before anything can fail: from here on it has to be put back.
+        self.held.captured.retain(|(other, _)| *other != device);
         self.held.captured.push((device, captured));
         let record = record?;
         if (captured_kind, captured_version) != (kind, version) {

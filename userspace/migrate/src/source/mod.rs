@@ -2,7 +2,8 @@
 //! The sending side.
 //!
 //! Place on the path: reads guest memory, captures state, and hands the guest over. Phases: see [`crate::phase`]; the memory
-//! rounds are in `rounds.rs`, state in `capture.rs`, what follows a failure in `recovery.rs`.
+//! rounds are in `rounds.rs`, the choice of the moment in `rest.rs`, state in `capture.rs`, what follows a failure in
+//! `recovery.rs`.
 //!
 //! Whatever fails before the commit is sent, the guest goes on here: devices are put back, the clock is advanced by the
 //! pause, dirty tracking stops. Once the commit has been sent, only the target's word decides ([`crate::session`]).
@@ -10,6 +11,7 @@
 mod capture;
 mod check;
 mod recovery;
+mod rest;
 mod rounds;
 
 pub use check::{check, Check, Prediction};
@@ -31,6 +33,7 @@ use crate::statistics::{Breakdown, Statistics, Status};
 use crate::transport::Connect;
 use crate::vm::{RunState, SourceVm, PAGE_SIZE};
 use crate::wire::{Offer, Purpose, PROTOCOL_VERSIONS};
+use rounds::Measured;
 use std::time::{Duration, Instant};
 
 /// A move that succeeded.
@@ -64,6 +67,7 @@ pub fn migrate(
         channel: None,
         commit_sent: false,
         suspended: false,
+        busy_since: None,
         name: String::new(),
         round_trip: Duration::ZERO,
         held: Held {
@@ -107,6 +111,8 @@ struct Source<'a> {
     commit_sent: bool,
     /// The timeout has passed, and the operator wanted the guest paused then.
     suspended: bool,
+    /// When a device of the host was first found in the middle of something.
+    busy_since: Option<Instant>,
     name: String,
     round_trip: Duration,
     held: Held,
@@ -152,14 +158,25 @@ impl Source<'_> {
         self.job.enter(Status::Active);
 
         let mut left = Frames::all(&description.memory);
-        let mut rounds = 0;
-        if self.held.dirty_log {
-            let begin = Instant::now();
-            rounds = self.run(P::Precopy, |source, scope| source.precopy(scope, &mut left))?;
-            self.times.precopy = begin.elapsed();
+        let mut measured = Measured::default();
+        loop {
+            if self.held.dirty_log {
+                let begin = Instant::now();
+                self.run(P::Precopy, |source, scope| {
+                    source.precopy(scope, &mut left, &mut measured)
+                })?;
+                self.times.precopy += begin.elapsed();
+            }
+            self.job.enter(Status::Device);
+            let at_rest = self.run(P::Pause, |source, scope| {
+                source.pause(scope, &description, measured.rounds)
+            })?;
+            if at_rest {
+                break;
+            }
+            self.job.enter(Status::Active);
         }
-        self.job.enter(Status::Device);
-        self.run(P::Pause, |source, scope| source.pause(scope, rounds))?;
+        let rounds = measured.rounds;
         let begin = Instant::now();
         self.run(P::LastPages, |source, scope| {
             source.last_pages(scope, &mut left, rounds + 1)
@@ -302,7 +319,14 @@ impl Source<'_> {
         Ok(description)
     }
 
-    fn pause(&mut self, scope: &Scope<'_>, rounds: u64) -> Result<(), Error> {
+    /// Stops the guest where every device of the host is at rest. `false` if one was not: then the guest has run on a little,
+    /// and still runs.
+    fn pause(
+        &mut self,
+        scope: &Scope<'_>,
+        description: &VmDescription,
+        rounds: u64,
+    ) -> Result<bool, Error> {
         let begin = Instant::now();
         if self.held.state == RunState::Running {
             // Set first: a guest that may be half paused is resumed when the move fails.
@@ -311,9 +335,14 @@ impl Source<'_> {
             self.held.paused_at = Some(Instant::now());
             self.times.stop = begin.elapsed();
         }
+        if let Some(busy) = self.busy_device(description)? {
+            self.run_on(scope, busy)?;
+            return Ok(false);
+        }
         let channel = self.channel()?;
         channel.set_rate(None);
-        channel.send(scope, &Paused { rounds })
+        channel.send(scope, &Paused { rounds })?;
+        Ok(true)
     }
 
     fn last_pages(

@@ -16,6 +16,7 @@ use crate::statistics::Status;
 use crate::transport::Connect;
 use crate::vm::{CapturedDevice, RunState, SourceVm, VmError};
 use crate::wire::{Offer, Purpose, PROTOCOL_VERSIONS};
+use pvmm_uapi::Clock;
 use std::time::{Duration, Instant};
 
 /// Between two questions to a target that could not be reached.
@@ -214,26 +215,39 @@ pub(super) fn let_go_on(vm: &mut dyn SourceVm, held: Held, notes: &mut Vec<Strin
     let (RunState::Running, Some(paused_at)) = (held.state, held.paused_at) else {
         return Guest::Unchanged;
     };
-    let clock = match held.clock {
-        Some(clock) => Some(clock),
-        None => vm.capture_clock().ok(),
-    };
-    let clock = clock.map(|clock| clock::advance(&clock, paused_at.elapsed()));
-    match vm.resume(clock) {
+    match resume(vm, held.clock, paused_at) {
         Ok(()) => Guest::Unchanged,
         Err(error) => Guest::Paused(error.to_string()),
     }
 }
 
+/// Lets a guest run that was paused at `paused_at`, with the pause counted. `clock` is what was captured of its time.
+pub(super) fn resume(
+    vm: &mut dyn SourceVm,
+    clock: Option<Clock>,
+    paused_at: Instant,
+) -> Result<(), VmError> {
+    let clock = clock.or_else(|| vm.capture_clock().ok());
+    vm.resume(clock.map(|clock| clock::advance(&clock, paused_at.elapsed())))
+}
+
 /// A capture may change what it reads (it drains a receive FIFO): the plan that would restore the device on the peer puts
 /// it back here. It is captured once more before, since a real device goes on receiving; the recorder still has what the
 /// first capture took.
-fn put_back(vm: &mut dyn SourceVm, device: u32, captured: &CapturedDevice) -> Result<(), VmError> {
+pub(super) fn put_back(
+    vm: &mut dyn SourceVm,
+    device: u32,
+    captured: &CapturedDevice,
+) -> Result<(), VmError> {
     let again = vm.capture_device(device);
     let captured = match &again {
         Ok(again) => again,
         Err(error) => {
-            tracing::warn!(device, %error, "cannot be captured again; putting back what there is");
+            tracing::warn!(
+                device,
+                ?error,
+                "cannot be captured again; putting back what there is"
+            );
             captured
         }
     };

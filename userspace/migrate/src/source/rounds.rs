@@ -40,14 +40,18 @@ pub(super) struct Measured {
     bandwidth: u64,
     /// Pages that the guest dirties per second.
     dirty_rate: u64,
-    rounds: u64,
+    pub(super) rounds: u64,
 }
 
 impl Source<'_> {
-    /// Copies memory until the rest fits into the downtime. `left` is what is to be sent, and afterwards what was left.
-    /// Returns the number of rounds.
-    pub(super) fn precopy(&mut self, scope: &Scope<'_>, left: &mut Frames) -> Result<u64, Error> {
-        let mut measured = Measured::default();
+    /// Copies memory until the rest fits into the downtime. `left` is what is to be sent, and afterwards what was left;
+    /// `measured` what earlier rounds taught.
+    pub(super) fn precopy(
+        &mut self,
+        scope: &Scope<'_>,
+        left: &mut Frames,
+        measured: &mut Measured,
+    ) -> Result<(), Error> {
         let rate = self.options.bandwidth;
         self.channel()?.set_rate(rate);
         loop {
@@ -56,7 +60,7 @@ impl Source<'_> {
             let before = self.channel()?.sent;
             self.job
                 .update(|statistics| statistics.ram.dirty_sync_count += 1);
-            self.send_frames(scope, left, Some(&measured))?;
+            self.send_frames(scope, left, Some(measured))?;
             self.end_round(scope, measured.rounds, false)?;
             let bytes = self.channel()?.sent - before;
             let took = begin.elapsed();
@@ -66,13 +70,13 @@ impl Source<'_> {
             self.fetch_dirty(left)?;
             // What an interrupted round left is not what the guest dirtied.
             measured.dirty_rate = per_second(left.len().saturating_sub(unsent), took);
-            let expected = self.publish(&measured, left, bytes, took);
+            let expected = self.publish(measured, left, bytes, took);
             if self.suspended {
-                return Ok(measured.rounds);
+                return Ok(());
             }
             let limit = self.options.downtime_limit;
             if expected <= limit {
-                return Ok(measured.rounds);
+                return Ok(());
             }
             if self.fixed_cost() >= limit {
                 return Err(Error::LimitTooLow {
@@ -80,7 +84,7 @@ impl Source<'_> {
                     fixed_ms: whole_ms(self.fixed_cost()),
                 });
             }
-            self.check_timeout(left, &measured)?;
+            self.check_timeout(left, measured)?;
         }
     }
 

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The guest at the source.
 
-use crate::devices::{programmed, Device, Hardware};
+use crate::devices::{programmed, Device, Hardware, UART};
 use crate::fake::{
     description, frames, machine, Faults, Machine, Memory, Operation, World, START_CLOCK,
 };
+use pvmm_core::devices::uart16550::LSR;
 use pvmm_migrate::description::VmDescription;
 use pvmm_migrate::vm::{
-    CapturedDevice, Executed, RunState, SourceVm, UserDeviceState, VmError, PAGE_SIZE,
+    CaptureFailure, CapturedDevice, Executed, RunState, SourceVm, UserDeviceState, VmError,
+    PAGE_SIZE,
 };
 use pvmm_migrate::Job;
 use pvmm_uapi::{ChipsetState, Clock, DirtyRange, PlanStep, VcpuState};
@@ -37,6 +39,10 @@ pub struct FakeSource {
     pub spoil_records: bool,
     /// A character that the UART receives when it has just been captured.
     pub arrives_after_capture: Option<u8>,
+    /// How often the UART is found in the middle of something.
+    pub busy_captures: u32,
+    /// After how many captures it is found so once.
+    pub busy_after: Option<u32>,
     /// The clock with which it was resumed.
     pub resumed: Option<Option<Clock>>,
     /// Read at every step, to see the progress grow.
@@ -64,6 +70,8 @@ impl FakeSource {
             devices: programmed(),
             spoil_records: false,
             arrives_after_capture: None,
+            busy_captures: 0,
+            busy_after: None,
             resumed: None,
             job: None,
             progress: Vec::new(),
@@ -201,10 +209,22 @@ impl SourceVm for FakeSource {
         Ok(self.clock)
     }
 
-    fn capture_device(&mut self, device: u32) -> Result<CapturedDevice, VmError> {
+    fn capture_device(&mut self, device: u32) -> Result<CapturedDevice, CaptureFailure> {
         assert!(!self.runs(), "a device is captured while the guest runs");
         self.faults.call(Operation::CaptureDevice)?;
-        let device = self.devices.get_mut(&device).ok_or("no such device")?;
+        if device == UART && self.busy_after == Some(0) {
+            self.busy_after = None;
+            self.busy_captures = 1;
+        }
+        if device == UART {
+            self.busy_after = self.busy_after.map(|captures| captures - 1);
+        }
+        if device == UART && self.busy_captures > 0 {
+            self.busy_captures -= 1;
+            return Err(CaptureFailure::Busy { register: LSR });
+        }
+        let device = self.devices.get_mut(&device);
+        let device = device.ok_or_else(|| VmError::from("no such device"))?;
         let mut captured = device.capture();
         if let Hardware::Uart(uart) = &mut device.hardware {
             uart.received.extend(self.arrives_after_capture.take());

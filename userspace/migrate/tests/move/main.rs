@@ -19,6 +19,7 @@ mod golden;
 mod hostile;
 mod network;
 mod refusals;
+mod rest;
 mod success;
 mod tls;
 mod ways;

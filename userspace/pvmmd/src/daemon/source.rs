@@ -6,11 +6,13 @@ use pvmm_migrate::description::{
     Backend, DeviceDescription, MemoryRange, UserDeviceDescription, VmDescription,
 };
 use pvmm_migrate::devices::state_version;
-use pvmm_migrate::vm::{CapturedDevice, Executed, RunState, SourceVm, UserDeviceState, VmError};
+use pvmm_migrate::vm::{
+    CaptureFailure, CapturedDevice, Executed, RunState, SourceVm, UserDeviceState, VmError,
+};
 use pvmm_uapi::*;
 use pvmm_vmm::vcpu::End;
 use pvmm_vmm::vm::VCPU;
-use pvmm_vmm::{com1, rtc, IrqChip, Vm, VmFd};
+use pvmm_vmm::{com1, rtc, HypervisorError, IrqChip, Vm, VmFd};
 use std::sync::Arc;
 
 /// How many dirty ranges one request fetches.
@@ -196,8 +198,14 @@ impl SourceVm for Leaving {
         Ok(self.vm.clock()?)
     }
 
-    fn capture_device(&mut self, device: u32) -> Result<CapturedDevice, VmError> {
-        let captured = self.fd()?.device_capture(device)?;
+    fn capture_device(&mut self, device: u32) -> Result<CapturedDevice, CaptureFailure> {
+        let captured = match self.fd()?.device_capture(device) {
+            Ok(captured) => captured,
+            Err(HypervisorError::NotAtRest { register, .. }) => {
+                return Err(CaptureFailure::Busy { register })
+            }
+            Err(error) => return Err(CaptureFailure::Failed(error.into())),
+        };
         Ok(CapturedDevice {
             kind: captured.kind,
             version: captured.version,
