@@ -7,6 +7,8 @@ pub const KIND_I8259: u32 = 1;
 pub const KIND_I8254: u32 = 2;
 /// Kind number: a 16550A UART.
 pub const KIND_UART16550: u32 = 3;
+/// Kind number: a PC's parallel port.
+pub const KIND_PARALLEL: u32 = 4;
 
 /// Backend: the device is the host's own hardware.
 pub const BACKEND_PHYSICAL: u32 = 1;
@@ -93,14 +95,14 @@ pub struct DeviceCapture {
     pub count: u32,
     /// Out: version of the kind's state layout.
     pub version: u32,
-}
-
     /// Out, if the request fails with `EAGAIN` or `EIO`: the register that stands against a capture, numbered by the kind's
     /// register table. `EAGAIN` says that the device is in the middle of something that the guest must finish first; 0 with
     /// `EIO`, that a part of what the guest did is not known.
     pub register: u32,
     /// Zero.
     pub reserved: u32,
+}
+
 /// [`PlanStep::operation`]: write `value`.
 pub const STEP_WRITE: u32 = 1;
 /// [`PlanStep::operation`]: read, and fail unless `read & mask == value`.

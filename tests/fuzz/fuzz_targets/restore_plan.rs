@@ -20,7 +20,7 @@ use pvmm_migrate::devices::plan;
 use pvmm_migrate::state::DeviceRecord;
 use pvmm_migrate::vm::CapturedDevice;
 use pvmm_uapi::{
-    PlanStep, StateRecord, KIND_I8254, KIND_I8259, KIND_UART16550, MAX_STATE_RECORDS,
+    PlanStep, StateRecord, KIND_I8254, KIND_I8259, KIND_PARALLEL, KIND_UART16550, MAX_STATE_RECORDS,
     ORIGIN_INFERRED, ORIGIN_LOG, ORIGIN_READ_BACK, OUTCOME_DONE, OUTCOME_REFUSED,
 };
 
@@ -50,6 +50,20 @@ impl Backend for Hardware {
 
     fn write(&mut self, at: Location, width: Width, value: u64) {
         self.0.write(at.offset as u16, width.bytes(), value as u32);
+    }
+}
+
+/// A parallel port with nothing at its other end: DTR and CTR hold what was written.
+#[derive(Default)]
+struct Parallel([u8; 3]);
+
+impl Backend for Parallel {
+    fn read(&mut self, at: Location, _width: Width) -> u64 {
+        self.0[at.offset as usize].into()
+    }
+
+    fn write(&mut self, at: Location, _width: Width, value: u64) {
+        self.0[at.offset as usize] = value as u8;
     }
 }
 
@@ -88,10 +102,11 @@ impl Backend for InRanges<'_> {
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Input::new(data);
-    let kind = match input.u8() % 4 {
+    let kind = match input.u8() % 5 {
         0 => KIND_I8259,
         1 => KIND_I8254,
         2 => KIND_UART16550,
+        3 => KIND_PARALLEL,
         _ => input.u32(),
     };
     let version = match input.u8() {
@@ -178,6 +193,7 @@ fn restore(kind: u32, steps: &[PlanStep]) -> Option<Vec<StateRecord>> {
             let mut pit = I8254::new();
             on(kind, &mut pit.at(0), steps)
         }
+        KIND_PARALLEL => on(kind, &mut Parallel::default(), steps),
         _ => {
             let machine = Machine::new(1);
             let _entered = machine.enter();

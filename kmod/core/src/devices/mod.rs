@@ -12,6 +12,7 @@
 pub mod error;
 pub mod i8254;
 pub mod i8259;
+pub mod parallel;
 pub mod register;
 pub mod sink;
 mod step;
@@ -28,7 +29,7 @@ pub use sink::{Full, Sink};
 use crate::iospace::Access;
 use crate::record::Recorder;
 use crate::replay::{Backend, Timing};
-use pvmm_uapi::{PlanStep, StateRecord, KIND_I8254, KIND_I8259, KIND_UART16550};
+use pvmm_uapi::{PlanStep, StateRecord, KIND_I8254, KIND_I8259, KIND_PARALLEL, KIND_UART16550};
 
 /// What is known about a kind without a device.
 #[derive(Debug, Clone, Copy)]
@@ -104,6 +105,7 @@ kinds! {
     KIND_I8259 I8259 i8259;
     KIND_I8254 I8254 i8254;
     KIND_UART16550 Uart16550 uart16550;
+    KIND_PARALLEL Parallel parallel;
 }
 
 impl RecorderState {
@@ -113,6 +115,7 @@ impl RecorderState {
             Self::I8259(_) => i8259::traps(range),
             Self::I8254(_) => i8254::traps(range),
             Self::Uart16550(recorder) => recorder.traps(range),
+            Self::Parallel(recorder) => recorder.traps(range),
         }
     }
 
@@ -134,19 +137,20 @@ impl RecorderState {
             Self::I8259(recorder) => recorder.capture(backend, sink),
             Self::I8254(recorder) => recorder.capture(backend, sink),
             Self::Uart16550(recorder) => recorder.capture(backend, timing, sink),
+            Self::Parallel(recorder) => recorder.capture(backend, timing, sink),
         }
     }
+}
+
+/// Whether a device of kind `number` can be attached to a VM. The chipset's own devices are in every VM, as models.
+pub fn is_attachable(number: u32) -> bool {
+    !matches!(number, KIND_I8259 | KIND_I8254) && kind(number).is_some()
 }
 
 /// The kind of this `KIND_*` number.
 pub fn kind(number: u32) -> Option<&'static Kind> {
     KINDS.iter().find(|kind| kind.number == number)
 }
-/// Whether a device of kind `number` can be attached to a VM. The chipset's own devices are in every VM, as models.
-pub fn is_attachable(number: u32) -> bool {
-    !matches!(number, KIND_I8259 | KIND_I8254) && kind(number).is_some()
-}
-
 
 /// Name of a register of a kind, for messages and tables.
 pub fn register_name(kind_number: u32, register: u16) -> Option<&'static str> {
