@@ -229,7 +229,7 @@ mod tests {
                     irqchip: IrqChip::Pic,
                     devices: vec!["serial,port=0x2f8,irq=3".parse().expect("a valid option")],
                 })),
-                r#"{"version":1,"execute":"run","arguments":{"name":"a","kernel":"/boot/vmlinuz","cmdline":"quiet","memory":134217728,"irqchip":"pic","devices":[{"port":760,"irq":3,"host-port":760,"host-irq":3}]}}"#,
+                r#"{"version":1,"execute":"run","arguments":{"name":"a","kernel":"/boot/vmlinuz","cmdline":"quiet","memory":134217728,"irqchip":"pic","devices":["serial,port=0x2f8,irq=3,backend=physical"]}}"#,
             ),
             (
                 Request::Migrate(Box::new(Migrate {

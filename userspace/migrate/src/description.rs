@@ -105,9 +105,9 @@ pub struct DeviceDescription {
     pub kind: u32,
     /// What stands behind it.
     pub backend: Backend,
-    /// First port that the guest sees; 0 for a device that every VM has.
+    /// First port that the guest sees; 0 for a device that every VM has. Other ranges of the device are where a PC has them.
     pub guest_port: u32,
-    /// ISA interrupt that the guest sees; 0 for a device that every VM has.
+    /// ISA interrupt that the guest sees; 0 for a device without one, and for a device that every VM has.
     pub guest_irq: u32,
     /// Version of the kind's state layout that the source will send.
     pub version: u32,
@@ -280,7 +280,7 @@ pub struct GrantedDevice {
     pub kind: u32,
     /// First port at which a guest may see it.
     pub guest_port: u32,
-    /// ISA interrupt at which a guest may see it.
+    /// ISA interrupt at which a guest may see it; 0 for none.
     pub guest_irq: u32,
     /// Whether another guest has it now.
     pub in_use: bool,

@@ -112,13 +112,13 @@ pub enum Reason {
         have: u32,
     },
     /// No granted device that fits.
-    #[error("the guest has a passed-through {kind} at port {port:#x} IRQ {irq}, and this host {why}; start its daemon with --grant {kind},port={port:#x},irq={irq}, or free the device")]
+    #[error("the guest has a passed-through {kind} at port {port:#x} IRQ {irq}, and this host {why}; start its daemon with --grant {kind},port={port:#x},irq={irq}, or free the device", irq = irq_text(*irq))]
     DeviceNotGranted {
         /// The kind's name.
         kind: String,
         /// First port that the guest sees.
         port: u32,
-        /// ISA interrupt that the guest sees.
+        /// ISA interrupt that the guest sees; 0 for none.
         irq: u32,
         /// What stands against it.
         why: String,
@@ -160,6 +160,14 @@ impl Reason {
             Self::UserDevice { name, .. } => Some(Concern::UserDevice(name)),
             _ => None,
         }
+    }
+}
+
+/// An interrupt as an option has it.
+fn irq_text(irq: u32) -> String {
+    match irq {
+        0 => "none".into(),
+        irq => irq.to_string(),
     }
 }
 

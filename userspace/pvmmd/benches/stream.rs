@@ -10,7 +10,7 @@ use pvmm_control::{Reply, Request};
 use pvmm_migrate::{Security, TargetOptions, Tls, Url};
 use pvmm_vmm::boot::bzimage::made_up_image;
 use pvmm_vmm::fake::FakeHypervisor;
-use pvmm_vmm::host_serial::HostSerialPorts;
+use pvmm_vmm::host_device::HostDevices;
 use pvmm_vmm::IrqChip;
 use pvmmd::cert::{self, HostNames};
 use pvmmd::daemon::server::MoveListener;
@@ -115,7 +115,7 @@ fn copy(content: &[u8]) -> Result<f64> {
 fn daemon(security: &Security) -> Result<(Arc<Daemon>, Url)> {
     let daemon = Daemon::new(
         Arc::new(FakeHypervisor::default()),
-        HostSerialPorts::new(Path::new("/nonexistent"), Path::new("/nonexistent")),
+        HostDevices::none(),
         Options {
             security: security.clone(),
             ..Options::default()

@@ -65,10 +65,23 @@ pub enum Command {
     Cert(Cert),
     /// Show a guest's devices and where they are.
     Devices(GuestOutput),
+    /// Show the kinds of devices that can be given to a guest, and their options.
+    DeviceKinds(Output),
+    /// Look at this host.
+    #[command(subcommand)]
+    Host(Host),
     /// Show what the module and this host can do.
     Capabilities(Output),
     /// Show the versions of daemon and module.
     Version(Output),
+}
+
+/// The commands about this host, which need no daemon.
+#[derive(Debug, Subcommand)]
+pub enum Host {
+    /// Show the devices that could be given to a guest: who has each now, and how it gets free. Run it as root, who alone sees
+    /// which driver has which ports. Nothing is touched; what neither firmware nor a driver names is not shown.
+    Devices(Output),
 }
 
 /// Options of commands about one guest.
@@ -117,7 +130,8 @@ pub struct Serve {
     /// network that only trusted hosts reach.
     #[arg(long, conflicts_with_all = ["tls_dir", "allow_peer"])]
     pub insecure: bool,
-    /// Let incoming guests use this device, e.g. serial,port=0x2f8,irq=3[,host-port=0x3e8][,host-irq=4]. Can be repeated.
+    /// Let incoming guests use this device, e.g. serial,port=0x2f8,irq=3[,host-port=0x3e8][,host-irq=4] or
+    /// parallel,port=0x378,irq=7; see `pvmmd device-kinds`. Can be repeated.
     #[arg(long, value_name = "DEVICE", value_parser = granted)]
     pub grant: Vec<DeviceSpec>,
     /// Memory that all guests together may have. Default: what the host has free when a guest comes.
@@ -239,7 +253,8 @@ pub struct Run {
     /// Interrupt controllers: apic (with ACPI) or pic (the 8259 pair alone, no ACPI).
     #[arg(long, value_name = "KIND", value_parser = irqchip, default_value = "apic")]
     pub irqchip: IrqChip,
-    /// Give the guest a device of this host, e.g. serial,port=0x2f8,irq=3[,host-port=0x3e8][,host-irq=4]. With ,record=off
+    /// Give the guest a device of this host, e.g. serial,port=0x2f8,irq=3[,host-port=0x3e8][,host-irq=4] or
+    /// parallel,port=0x378,irq=7; `pvmmd device-kinds` shows the kinds, `pvmmd host devices` what there is. With ,record=off
     /// nothing that the guest does to it costs an exit, and the guest can't be moved. Can be repeated.
     #[arg(long = "device", value_name = "DEVICE")]
     pub devices: Vec<DeviceSpec>,
@@ -399,6 +414,11 @@ mod tests {
             "job-info a --json",
             "devices a",
             "capabilities --json",
+            "device-kinds",
+            "device-kinds --json",
+            "host devices",
+            "host devices --json",
+            "serve --grant parallel,port=0x378,irq=7",
             "version",
         ] {
             if let Err(error) = parse(line) {

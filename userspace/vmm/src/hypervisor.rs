@@ -170,7 +170,8 @@ fn advice(request: &&'static str, errno: Errno) -> &'static str {
             "; this host's CPU has no TSC scaling, so it can only take guests with its own TSC rate"
         }
         ("ATTACH_DEVICE", Errno::EBUSY) => {
-            "; the ports belong to a host driver or to another guest (see /proc/ioports)"
+            "; the ports or the interrupt belong to a host driver or to another guest (see /proc/ioports and /proc/interrupts; \
+             `pvmmd host devices` says how to free a device)"
         }
         ("ATTACH_DEVICE", Errno::ENODEV) => "; there is no such device at the host's port",
         ("ATTACH_DEVICE", Errno::EEXIST) => "; the guest already has a device at these ports",

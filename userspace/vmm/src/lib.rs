@@ -21,7 +21,7 @@ pub mod cpuid;
 pub mod error;
 #[cfg(feature = "fake")]
 pub mod fake;
-pub mod host_serial;
+pub mod host_device;
 pub mod hypervisor;
 pub mod ioctl;
 pub mod memory;
@@ -32,5 +32,5 @@ pub mod vm;
 
 pub use error::VmmError;
 pub use hypervisor::{Hypervisor, HypervisorError, VmFd};
-pub use spec::{DeviceSpec, IrqChip, SpecError};
+pub use spec::{DeviceKind, DeviceSpec, IrqChip, SpecError};
 pub use vm::{Vm, VmConfig};

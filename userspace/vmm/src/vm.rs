@@ -13,7 +13,7 @@ use crate::com1::{self, Com1};
 use crate::console::Console;
 use crate::cpuid;
 use crate::error::VmmError;
-use crate::host_serial::{HostSerial, HostSerialPorts};
+use crate::host_device::{HostDevices, Taken};
 use crate::hypervisor::{Hypervisor, VmFd};
 use crate::memory::GuestRam;
 use crate::rtc::{self, Rtc};
@@ -21,7 +21,7 @@ use crate::spec::{DeviceSpec, IrqChip};
 use crate::vcpu::{End, Vcpu};
 use pvmm_uapi::{
     AttachDevice, Clock, CpuidEntry, CreateVm, IrqLine, ATTACH_UNRECORDED, BACKEND_PHYSICAL,
-    CLOCK_STOPPED, KIND_UART16550, VM_APIC,
+    CLOCK_STOPPED, KIND_PARALLEL, KIND_UART16550, NO_IRQ, VM_APIC,
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -60,7 +60,7 @@ struct Owned {
     fd: Arc<dyn VmFd>,
     vcpu: Arc<Vcpu>,
     /// Given back to the host's driver after `fd` is closed.
-    host_serial: Vec<HostSerial>,
+    host_devices: Vec<Taken>,
 }
 
 /// What a vCPU is asked to do, and where time stands meanwhile.
@@ -89,7 +89,7 @@ impl Vm {
     /// Makes a virtual machine that will boot `source`.
     pub fn boot(
         hypervisor: &dyn Hypervisor,
-        ports: &HostSerialPorts,
+        ports: &HostDevices,
         config: VmConfig,
         source: &BootSource,
     ) -> Result<Self, VmmError> {
@@ -108,7 +108,7 @@ impl Vm {
     /// Makes a virtual machine with zeroed memory and a vCPU after reset.
     pub fn prepare(
         hypervisor: &dyn Hypervisor,
-        ports: &HostSerialPorts,
+        ports: &HostDevices,
         config: VmConfig,
     ) -> Result<Self, VmmError> {
         let ram = GuestRam::new(&config.name, config.memory)?;
@@ -121,7 +121,7 @@ impl Vm {
             IrqChip::Apic => VM_APIC,
         };
         // Declared before `fd`, so that on an error the ports go back to the host after the module let them go.
-        let mut host_serial = Vec::new();
+        let mut host_devices = Vec::new();
         let fd: Arc<dyn VmFd> = Arc::from(hypervisor.create_vm(&CreateVm {
             flags,
             tsc_khz: config.tsc_khz,
@@ -136,14 +136,14 @@ impl Vm {
 
         let mut devices = Vec::new();
         for spec in &config.devices {
-            host_serial.extend(ports.claim(spec.host_port)?);
+            host_devices.extend(ports.claim(spec)?);
             let number = fd.attach_device(&AttachDevice {
-                kind: KIND_UART16550,
+                kind: spec.kind.number,
                 backend: BACKEND_PHYSICAL,
-                guest_ports: [spec.port.into(), 0, 0, 0],
-                host_ports: [spec.host_port.into(), 0, 0, 0],
-                guest_irq: spec.irq.into(),
-                host_irq: spec.host_irq.into(),
+                guest_ports: spec.guest_ports().map(u32::from),
+                host_ports: spec.host_ports.map(u32::from),
+                guest_irq: spec.irq.map_or(NO_IRQ, u32::from),
+                host_irq: spec.host_irq.map_or(NO_IRQ, u32::from),
                 flags: match spec.recorded {
                     true => 0,
                     false => ATTACH_UNRECORDED,
@@ -175,7 +175,7 @@ impl Vm {
             owned: Mutex::new(Some(Owned {
                 fd,
                 vcpu,
-                host_serial,
+                host_devices,
             })),
             pause: Mutex::new(Pause {
                 paused: true,
@@ -191,13 +191,25 @@ impl Vm {
             port: com1::PORT,
             irq: com1::IRQ as u8,
         };
-        let attached = self.devices.iter().map(|device| acpi::SerialPort {
-            port: device.spec.port,
-            irq: device.spec.irq,
+        let of_kind = |number| {
+            let specs = self.devices.iter().map(|device| device.spec);
+            specs.filter(move |spec| spec.kind.number == number)
+        };
+        let attached = of_kind(KIND_UART16550).filter_map(|spec| {
+            Some(acpi::SerialPort {
+                port: spec.port,
+                irq: spec.irq?,
+            })
         });
         acpi::Machine {
             apic_ids: vec![0],
             serial_ports: std::iter::once(com1).chain(attached).collect(),
+            parallel_ports: of_kind(KIND_PARALLEL)
+                .map(|spec| acpi::ParallelPort {
+                    port: spec.port,
+                    irq: spec.irq,
+                })
+                .collect(),
         }
     }
 
@@ -347,11 +359,11 @@ impl Vm {
         let Owned {
             fd,
             vcpu,
-            host_serial,
+            host_devices,
         } = owned;
         drop(vcpu);
         drop(fd);
-        drop(host_serial);
+        drop(host_devices);
         *reason = Some(end.clone());
         self.console.close();
         end

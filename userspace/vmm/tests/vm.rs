@@ -3,11 +3,10 @@
 
 use pvmm_vmm::boot::{bzimage::made_up_image, BootSource};
 use pvmm_vmm::fake::FakeHypervisor;
-use pvmm_vmm::host_serial::HostSerialPorts;
+use pvmm_vmm::host_device::HostDevices;
 use pvmm_vmm::vcpu::End;
 use pvmm_vmm::vm::VCPU;
 use pvmm_vmm::{IrqChip, Vm, VmConfig, VmmError};
-use std::path::Path;
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -34,7 +33,7 @@ fn vm(devices: &[&str]) -> Result<Vm, VmmError> {
     };
     Vm::boot(
         &FakeHypervisor::default(),
-        &HostSerialPorts::new(Path::new("/nonexistent"), Path::new("/nonexistent")),
+        &HostDevices::none(),
         config,
         &source,
     )

@@ -4,6 +4,7 @@
 mod cert;
 mod console;
 mod dry_run;
+mod host;
 mod migrate;
 mod output;
 pub mod serve;
@@ -97,6 +98,8 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::JobInfo(guest) => migrate::job_info(socket, guest),
         Command::Cert(command) => cert::execute(command),
         Command::Devices(guest) => show::devices(socket, guest),
+        Command::DeviceKinds(output) => host::device_kinds(output.json),
+        Command::Host(cli::Host::Devices(output)) => host::devices(socket, output.json),
         Command::Capabilities(output) => show::capabilities(socket, output.json),
         Command::Version(output) => show::version(socket, output.json),
     }

@@ -12,7 +12,7 @@ use pvmm_migrate::phase::TargetPhase;
 use pvmm_migrate::tls::DEFAULT_DIRECTORY;
 use pvmm_migrate::{Security, TargetOptions, Tls};
 use pvmm_vmm::confine;
-use pvmm_vmm::host_serial::HostSerialPorts;
+use pvmm_vmm::host_device::HostDevices;
 use pvmm_vmm::ioctl::DevPvmm;
 use pvmm_vmm::Hypervisor;
 use std::path::{Path, PathBuf};
@@ -23,8 +23,8 @@ use std::time::Duration;
 pub struct Base {
     /// What makes virtual machines.
     pub hypervisor: Arc<dyn Hypervisor>,
-    /// The host's serial ports.
-    pub ports: HostSerialPorts,
+    /// The host's devices.
+    pub ports: HostDevices,
     /// Called at the start of every phase of every move away from here.
     pub source_hook: Option<SourceHook>,
     /// Called at the start of every phase of every move to here.
@@ -36,11 +36,17 @@ impl Base {
     pub fn this_host(socket: &Path) -> Self {
         Self {
             hypervisor: Arc::new(DevPvmm::default()),
-            ports: HostSerialPorts::new(Path::new("/sys"), &socket.with_extension("taken")),
+            ports: this_hosts_devices(socket),
             source_hook: None,
             target_hook: None,
         }
     }
+}
+
+/// The devices of this host, for a daemon whose control socket is `socket`.
+pub fn this_hosts_devices(socket: &Path) -> HostDevices {
+    let notes = socket.with_extension("taken");
+    HostDevices::new(Path::new("/sys"), Path::new("/proc"), &notes)
 }
 
 /// Runs the daemon until SIGTERM or SIGINT.

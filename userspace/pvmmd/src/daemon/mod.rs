@@ -22,7 +22,7 @@ use pvmm_control::{ControlError, ErrorClass, GuestState};
 use pvmm_migrate::options::PhaseHook;
 use pvmm_migrate::phase::SourcePhase;
 use pvmm_migrate::{Security, Sessions};
-use pvmm_vmm::host_serial::HostSerialPorts;
+use pvmm_vmm::host_device::HostDevices;
 use pvmm_vmm::vcpu::End;
 use pvmm_vmm::{DeviceSpec, Hypervisor, Vm};
 use std::collections::BTreeMap;
@@ -87,7 +87,7 @@ pub struct Claim {
 /// The daemon. Shared by all its threads.
 pub struct Daemon {
     hypervisor: Arc<dyn Hypervisor>,
-    ports: HostSerialPorts,
+    ports: HostDevices,
     options: Options,
     sessions: Arc<Sessions>,
     guests: Mutex<BTreeMap<String, Entry>>,
@@ -100,11 +100,7 @@ pub struct Daemon {
 
 impl Daemon {
     /// A daemon without guests.
-    pub fn new(
-        hypervisor: Arc<dyn Hypervisor>,
-        ports: HostSerialPorts,
-        options: Options,
-    ) -> Arc<Self> {
+    pub fn new(hypervisor: Arc<dyn Hypervisor>, ports: HostDevices, options: Options) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             hypervisor,
             ports,
@@ -122,8 +118,8 @@ impl Daemon {
         &*self.hypervisor
     }
 
-    /// The host's serial ports.
-    pub fn ports(&self) -> &HostSerialPorts {
+    /// The host's devices.
+    pub fn ports(&self) -> &HostDevices {
         &self.ports
     }
 
@@ -251,11 +247,11 @@ impl Daemon {
             if taken
                 .devices
                 .iter()
-                .any(|other| other.host_port == spec.host_port)
+                .any(|other| other.shares_hardware(spec))
             {
                 return refused(format!(
-                    "this host's device at port {:#x} belongs to another guest; `pvmmd list` shows which",
-                    spec.host_port
+                    "this host's device at port {:#x}, or its interrupt, belongs to another guest; `pvmmd list` shows which",
+                    spec.host_port()
                 ));
             }
         }

@@ -243,15 +243,18 @@ pub(super) fn devices(guest: &Guest) -> Vec<DeviceInfo> {
         info("rtc", None, "mc146818", "user", rtc::PORT, None),
     ];
     for (index, attached) in guest.devices().iter().enumerate() {
+        let spec = &attached.spec;
+        let before = guest.devices().iter().take(index);
+        let same = before.filter(|other| other.spec.kind == spec.kind).count();
         devices.push(DeviceInfo {
-            host_port: Some(attached.spec.host_port),
+            host_port: Some(spec.host_port()),
             ..info(
-                &format!("com{}", index + 2),
+                &format!("{}{}", spec.kind.device, spec.kind.first_device + same),
                 Some(attached.number),
-                name(KIND_UART16550),
+                spec.kind.name(),
                 "physical",
-                attached.spec.port,
-                Some(attached.spec.irq),
+                spec.port,
+                spec.irq,
             )
         });
     }

@@ -12,7 +12,7 @@ use pvmm_migrate::vm::{
 use pvmm_uapi::*;
 use pvmm_vmm::vcpu::End;
 use pvmm_vmm::vm::VCPU;
-use pvmm_vmm::{com1, rtc, HypervisorError, IrqChip, Vm, VmFd};
+use pvmm_vmm::{com1, rtc, DeviceSpec, HypervisorError, IrqChip, Vm, VmFd};
 use std::sync::Arc;
 
 /// How many dirty ranges one request fetches.
@@ -81,14 +81,19 @@ pub fn recorded_devices(vm: &Vm) -> Result<Vec<DeviceDescription>, ControlError>
     for attached in vm.devices() {
         devices.push(DeviceDescription {
             device: attached.number,
-            kind: KIND_UART16550,
+            kind: attached.spec.kind.number,
             backend: Backend::Physical,
             guest_port: attached.spec.port.into(),
-            guest_irq: attached.spec.irq.into(),
-            version: version(KIND_UART16550)?,
+            guest_irq: guest_irq(&attached.spec),
+            version: version(attached.spec.kind.number)?,
         });
     }
     Ok(devices)
+}
+
+/// A device's interrupt as a description has it: line 0 is never a device's that was attached.
+pub fn guest_irq(spec: &DeviceSpec) -> u32 {
+    spec.irq.map_or(0, u32::from)
 }
 
 impl Leaving {

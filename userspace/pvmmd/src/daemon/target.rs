@@ -5,7 +5,7 @@
 //! operator allows, and a device's plan reaches only the device that was granted.
 
 use super::guest::Guest;
-use super::source::{address, execute, producer, recorded_devices, user_devices};
+use super::source::{address, execute, guest_irq, producer, recorded_devices, user_devices};
 use super::{Claim, Daemon};
 use pvmm_migrate::description::{
     Backend, GrantedDevice, HostDescription, MemoryRange, VmDescription,
@@ -30,10 +30,10 @@ impl TargetHost for Host {
         let cpuid = daemon.hypervisor().supported_cpuid()?;
         let (free_memory, in_use) = daemon.free();
         let granted = |spec: &DeviceSpec| GrantedDevice {
-            kind: KIND_UART16550,
+            kind: spec.kind.number,
             guest_port: spec.port.into(),
-            guest_irq: spec.irq.into(),
-            in_use: in_use.iter().any(|used| used.host_port == spec.host_port),
+            guest_irq: guest_irq(spec),
+            in_use: in_use.iter().any(|used| used.shares_hardware(spec)),
         };
         Ok(HostDescription {
             producer: producer(&capabilities),
@@ -113,8 +113,8 @@ impl Host {
         {
             let spec = self.0.options().grants.iter().find(|spec| {
                 u32::from(spec.port) == device.guest_port
-                    && u32::from(spec.irq) == device.guest_irq
-                    && device.kind == KIND_UART16550
+                    && guest_irq(spec) == device.guest_irq
+                    && spec.kind.number == device.kind
             });
             let spec = spec.ok_or_else(|| {
                 Refusal::other(format!(

@@ -9,13 +9,13 @@ use pvmm_control::{
 use pvmm_migrate::{Security, Statistics, TargetOptions, Url};
 use pvmm_vmm::boot::bzimage::made_up_image;
 use pvmm_vmm::fake::FakeHypervisor;
-use pvmm_vmm::host_serial::HostSerialPorts;
+use pvmm_vmm::host_device::HostDevices;
 use pvmm_vmm::IrqChip;
 use pvmmd::daemon::control::{Access, ControlSocket};
 use pvmmd::daemon::server::MoveListener;
 use pvmmd::daemon::{Daemon, Options};
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -225,11 +225,7 @@ impl Host {
             ..Options::default()
         };
         change(&mut options);
-        let daemon = Daemon::new(
-            Arc::new(hypervisor),
-            HostSerialPorts::new(Path::new("/nonexistent"), Path::new("/nonexistent")),
-            options,
-        );
+        let daemon = Daemon::new(Arc::new(hypervisor), HostDevices::none(), options);
         let url = MoveListener::bind(url, &daemon.options().security)
             .and_then(|listener| listener.serve(&daemon, Arc::new(target_options)))
             .expect("a free port");

@@ -95,6 +95,43 @@ fn a_guest_with_a_device_goes_only_where_it_is_granted() {
 }
 
 #[test]
+fn a_guest_with_devices_of_several_kinds_takes_them_along() {
+    // Without an interrupt here, elsewhere there, as only the host's part may be.
+    let granted = "parallel,port=0x278,irq=none,host-port=0x378";
+    let here = Host::plain();
+    let mismatched = Host::new(
+        &[SERIAL, "parallel,port=0x278,irq=7,host-port=0x378"],
+        TargetOptions::default(),
+    );
+    let there = Host::new(&[SERIAL, granted], TargetOptions::default());
+    here.run("one", &[granted, SERIAL])
+        .expect("nothing against it");
+    let refused = error(here.migrate("one", &mismatched.url).0);
+    assert!(
+        refused
+            .desc
+            .contains("--grant parallel,port=0x278,irq=none"),
+        "{refused}"
+    );
+    here.migrate("one", &there.url).0.expect("both are granted");
+    assert_eq!(
+        there.info("one").devices,
+        [
+            "parallel,port=0x278,irq=none,backend=physical,host-port=0x378",
+            "serial,port=0x2f8,irq=3,backend=physical"
+        ]
+    );
+    let Ok(Reply::Devices(devices)) = there.call(Request::Devices(name("one"))) else {
+        panic!("a guest has devices");
+    };
+    let named: Vec<&str> = devices
+        .iter()
+        .map(|device| device.device.as_str())
+        .collect();
+    assert_eq!(named[4..], ["lpt1", "com2"]);
+}
+
+#[test]
 fn a_guest_with_a_device_that_is_not_recorded_stays() {
     let (here, there) = (Host::plain(), Host::plain());
     here.run("one", &["serial,port=0x2f8,irq=3,record=off"])

@@ -14,7 +14,7 @@ use pvmm_migrate::phase::{SourcePhase, TargetPhase};
 use pvmm_migrate::Url;
 use pvmm_vmm::boot::bzimage::made_up_image;
 use pvmm_vmm::fake::FakeHypervisor;
-use pvmm_vmm::host_serial::HostSerialPorts;
+use pvmm_vmm::host_device::HostDevices;
 use pvmmd::cli::{Cli, Command as Subcommand};
 use pvmmd::commands::serve::{serve, Base};
 use pvmmd::daemon::SourceHook;
@@ -391,7 +391,7 @@ fn serve_if_told() {
     let (source, target) = (gate.clone(), gate);
     let base = Base {
         hypervisor: Arc::new(FakeHypervisor::default()),
-        ports: HostSerialPorts::new(Path::new("/nonexistent"), Path::new("/nonexistent")),
+        ports: HostDevices::none(),
         source_hook: Some(SourceHook(Arc::new(move |phase| {
             report(&source, Step::Source(phase))
         }))),

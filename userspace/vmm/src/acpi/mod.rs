@@ -27,6 +27,15 @@ pub struct SerialPort {
     pub irq: u8,
 }
 
+/// A parallel port that the guest should find by ACPI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParallelPort {
+    /// First port.
+    pub port: u16,
+    /// ISA interrupt, if it has one.
+    pub irq: Option<u8>,
+}
+
 /// What the tables describe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
@@ -34,6 +43,8 @@ pub struct Machine {
     pub apic_ids: Vec<u8>,
     /// The serial ports, COM1 first.
     pub serial_ports: Vec<SerialPort>,
+    /// The parallel ports.
+    pub parallel_ports: Vec<ParallelPort>,
 }
 
 /// Builds the tables, to be put at [`TABLES`], where their first bytes are the RSDP.

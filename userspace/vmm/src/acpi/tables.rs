@@ -204,6 +204,19 @@ pub fn dsdt(machine: &Machine) -> Vec<u8> {
             ],
         ));
     }
+    for (index, parallel) in (0u8..9).zip(&machine.parallel_ports) {
+        let mut resources = vec![aml::io(parallel.port, 3)];
+        resources.extend(parallel.irq.map(aml::irq_no_flags));
+        devices.push(aml::device(
+            &[b'L', b'P', b'T', b'1' + index],
+            &[
+                // A standard port, without EPP and ECP.
+                aml::name(b"_HID", aml::eisa_id(b"PNP0400")),
+                aml::name(b"_UID", aml::integer(u32::from(index) + 1)),
+                aml::name(b"_CRS", aml::resource_template(&resources)),
+            ],
+        ));
+    }
     // SLP_TYPa and SLP_TYPb of S5; pvmm.ko takes 5.
     let soft_off = aml::package(&[5, 0, 0, 0].map(aml::integer));
     let body = [aml::scope(b"_SB_", &devices), aml::name(b"_S5_", soft_off)].concat();
@@ -213,7 +226,7 @@ pub fn dsdt(machine: &Machine) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::acpi::{build, SerialPort, TABLES};
+    use crate::acpi::{build, ParallelPort, SerialPort, TABLES};
 
     fn machine() -> Machine {
         Machine {
@@ -228,6 +241,10 @@ mod tests {
                     irq: 3,
                 },
             ],
+            parallel_ports: vec![ParallelPort {
+                port: 0x378,
+                irq: Some(7),
+            }],
         }
     }
 
@@ -277,15 +294,18 @@ mod tests {
     }
 
     #[test]
-    fn the_dsdt_names_each_serial_port() {
+    fn the_dsdt_names_each_serial_and_parallel_port() {
         let with = |ports: usize| {
             let mut machine = machine();
             machine.serial_ports.truncate(ports);
+            machine.parallel_ports.truncate(ports - 1);
             dsdt(&machine)
         };
         let holds = |table: &[u8], text: &[u8]| table.windows(text.len()).any(|part| part == text);
         assert!(holds(&with(2), b"COM2"));
         assert!(!holds(&with(1), b"COM2"));
+        assert!(holds(&with(2), b"LPT1"));
+        assert!(!holds(&with(1), b"LPT1"));
         assert!(holds(&with(1), b"COM1"));
         assert!(holds(&with(1), b"_S5_"));
     }

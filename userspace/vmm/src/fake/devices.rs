@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The fake machine's recorded devices: the core's own models and recorders, and a UART of registers without a line.
+//! The fake machine's recorded devices: the core's own models and recorders, and a UART and a parallel port of registers without a line.
 
 use crate::hypervisor::CapturedDevice;
 use nix::errno::Errno;
@@ -71,10 +71,36 @@ impl Backend for Uart {
     }
 }
 
+/// A parallel port with nothing at its other end.
+#[derive(Debug, Default)]
+struct Parallel {
+    data: u8,
+    control: u8,
+}
+
+impl Backend for Parallel {
+    fn read(&mut self, at: Location, _width: Width) -> u64 {
+        u64::from(match at.offset {
+            0 => self.data,
+            1 => 0xdf,
+            _ => self.control | 0xe0,
+        })
+    }
+
+    fn write(&mut self, at: Location, _width: Width, value: u64) {
+        match at.offset {
+            0 => self.data = value as u8,
+            2 => self.control = value as u8 & 0x3f,
+            _ => {}
+        }
+    }
+}
+
 enum Model {
     Pic(I8259Pair),
     Pit(I8254),
     Uart(Uart),
+    Parallel(Parallel),
 }
 
 /// A device with its recorder.
@@ -103,6 +129,7 @@ impl Device {
             KIND_I8259 => Model::Pic(I8259Pair::new()),
             KIND_I8254 => Model::Pit(I8254::new()),
             KIND_UART16550 => Model::Uart(Uart::default()),
+            KIND_PARALLEL => Model::Parallel(Parallel::default()),
             _ => return None,
         };
         Some(Self {
@@ -120,6 +147,7 @@ impl Device {
             Model::Pic(pic) => action(&mut self.recorder, pic),
             Model::Pit(pit) => action(&mut self.recorder, &mut pit.at(now)),
             Model::Uart(uart) => action(&mut self.recorder, uart),
+            Model::Parallel(port) => action(&mut self.recorder, port),
         }
     }
 

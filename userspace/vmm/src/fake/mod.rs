@@ -47,8 +47,8 @@ pub struct FakeHypervisor {
     pub capabilities: Capabilities,
     /// The CPUID table of its guests.
     pub cpuid: Vec<CpuidEntry>,
-    /// Ports of the serial devices that the machine has; any number of guests, one at a time.
-    pub serial: Arc<Mutex<BTreeSet<u32>>>,
+    /// First ports of the devices that the machine has; any number of guests, one at a time.
+    pub hardware: Arc<Mutex<BTreeSet<u32>>>,
 }
 
 impl Default for FakeHypervisor {
@@ -78,7 +78,7 @@ impl Default for FakeHypervisor {
                     ..CpuidEntry::default()
                 },
             ],
-            serial: Arc::new(Mutex::new(BTreeSet::from([0x2f8]))),
+            hardware: Arc::new(Mutex::new(BTreeSet::from([0x2f8, 0x378]))),
         }
     }
 }
@@ -94,7 +94,7 @@ impl Hypervisor for FakeHypervisor {
 
     fn create_vm(&self, arguments: &CreateVm) -> Result<Box<dyn VmFd>, HypervisorError> {
         Ok(Box::new(FakeVm {
-            serial: Arc::clone(&self.serial),
+            hardware: Arc::clone(&self.hardware),
             running: Mutex::new(()),
             inner: Mutex::new(Inner {
                 tsc_khz: match arguments.tsc_khz {
@@ -128,7 +128,7 @@ fn open_a_file() -> u8 {
 }
 
 struct FakeVm {
-    serial: Arc<Mutex<BTreeSet<u32>>>,
+    hardware: Arc<Mutex<BTreeSet<u32>>>,
     /// Held while the vCPU runs.
     running: Mutex<()>,
     inner: Mutex<Inner>,
@@ -404,8 +404,8 @@ impl VmFd for FakeVm {
 
     fn attach_device(&self, device: &AttachDevice) -> Result<u32, HypervisorError> {
         let failed = |errno| HypervisorError::request("ATTACH_DEVICE", errno);
-        let mut serial = lock(&self.serial);
-        if !serial.remove(&device.host_ports[0]) {
+        let mut hardware = lock(&self.hardware);
+        if !hardware.remove(&device.host_ports[0]) {
             return Err(failed(Errno::EBUSY));
         }
         let mut inner = lock(&self.inner);
@@ -451,8 +451,8 @@ impl VmFd for FakeVm {
 
 impl Drop for FakeVm {
     fn drop(&mut self) {
-        let mut serial = lock(&self.serial);
-        serial.extend(
+        let mut hardware = lock(&self.hardware);
+        hardware.extend(
             lock(&self.inner)
                 .attached
                 .iter()
