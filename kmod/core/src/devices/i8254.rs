@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 use super::error::{CaptureError, PlanError};
+use super::field::Field;
 use super::register::{Access as A, Fate as F, Register};
 use super::sink::Sink;
 use super::step::{impossible, known, put_log, record, retrace, Plan};
@@ -41,6 +42,8 @@ pub const LATCH: u16 = 4;
 pub const STATUS_LATCH: u16 = 5;
 /// The low byte of a two-byte count was read.
 pub const LOW_READ: u16 = 6;
+/// The high byte of a two-byte count was read.
+pub const HIGH_READ: u16 = 7;
 /// Control state of the model: flip-flops and latches.
 pub const COUNTER_CONTROL: u16 = 8;
 /// Counting element and count register of the model.
@@ -49,6 +52,8 @@ pub const COUNTER_ELEMENT: u16 = 9;
 pub const COUNTER_LOAD: u16 = 10;
 /// Phase in the model: tick of the last load, or the pulses since then if the counter is stopped.
 pub const COUNTER_PHASE: u16 = 11;
+/// A latched status was read.
+pub const STATUS_READ: u16 = 12;
 /// Distance between the registers of two counters.
 pub const COUNTER: u16 = 16;
 /// Port 61h.
@@ -63,6 +68,65 @@ const PORT61_MASK: u64 = 0x0f;
 
 const GOES_ON: &str = "shown by no register, and the count must go on to the tick";
 
+const FORMATS: &[&str] = &["latch", "low byte", "high byte", "low and high byte"];
+/// The data sheet doesn't care about the highest bit of modes 2 and 3.
+const MODES: &[&str] = &["0", "1", "2", "3", "4", "5", "2", "3"];
+const CONTROL_FIELDS: &[Field] = &[
+    Field::number("counter", 6, 2),
+    Field::names("mode", 1, 3, MODES),
+    Field::names("format", 4, 2, FORMATS),
+    Field::flag("BCD", 0),
+];
+const LATCH_FIELDS: &[Field] = &[Field::number("counter", 6, 2)];
+/// COUNT and STATUS are selected by a 0.
+const READ_BACK_FIELDS: &[Field] = &[
+    Field::each("counters", 1, 3, 0),
+    Field::names(
+        "latch",
+        4,
+        2,
+        &["count and status", "count", "status", "nothing"],
+    ),
+];
+const STATUS_FIELDS: &[Field] = &[
+    Field::bit("OUT", 7),
+    Field::flag("null count", 6),
+    Field::names("mode", 1, 3, MODES),
+    Field::names("format", 4, 2, FORMATS),
+    Field::flag("BCD", 0),
+];
+/// See `models/i8254/hidden.rs` for these two.
+const LATCHES_FIELDS: &[Field] = &[
+    Field::names("mode", 1, 3, MODES),
+    Field::names("format", 4, 2, FORMATS),
+    Field::flag("BCD", 0),
+    Field::flag("count written", 6),
+    Field::flag("null count", 7),
+    Field::flag("loaded", 8),
+    Field::flag("stopped", 9),
+    Field::flag("load is reload", 10),
+    Field::flag("OUT low", 11),
+    Field::flag("OUT high", 12),
+    Field::bit("gate", 13),
+    Field::flag("high byte is read next", 14),
+    Field::flag("first byte waits", 15),
+    Field::flag("count latched", 24),
+    Field::flag("status latched", 25),
+];
+const ELEMENT_FIELDS: &[Field] = &[
+    Field::number("loaded with", 0, 32),
+    Field::number("count register", 48, 16),
+];
+const PORT61_FIELDS: &[Field] = &[
+    Field::bit("TIM_CNT2_EN", 0),
+    Field::bit("SPKR_DAT_EN", 1),
+    Field::flag("PCI_SERR_EN", 2),
+    Field::flag("IOCHK_EN", 3),
+    Field::bit("REF_TOGGLE", 4),
+    Field::bit("TMR2_OUT_STS", 5),
+];
+const BACKLOG_FIELDS: &[Field] = &[Field::number("edges", 0, 32)];
+
 /// The counter (0 to 2) and `COUNTER_*` item of a hidden register, if it is one.
 pub fn hidden_item(register: u16) -> Option<(usize, u16)> {
     let counter = usize::from(register / COUNTER);
@@ -74,20 +138,22 @@ macro_rules! registers {
     ($($index:literal)*) => {
         &[
             $(
-                Register::byte(CONTROL + $index * COUNTER, concat!("control word ", $index), (0, 3), A::WriteOnly, F::Recorded, "starts the counter's sequence again"),
+                Register::byte(CONTROL + $index * COUNTER, concat!("control word ", $index), (0, 3), A::WriteOnly, F::Recorded, "starts the counter's sequence again").fields(CONTROL_FIELDS),
                 Register::byte(LOW + $index * COUNTER, concat!("count ", $index, " (low byte)"), (0, $index), A::WriteOnly, F::Recorded, "reads return the counting element"),
                 Register::byte(HIGH + $index * COUNTER, concat!("count ", $index, " (high byte)"), (0, $index), A::WriteOnly, F::Recorded, "reads return the counting element"),
-                Register::byte(LATCH + $index * COUNTER, concat!("counter latch command ", $index), (0, 3), A::WriteOnly, F::Recorded, "outstanding until read"),
-                Register::byte(STATUS_LATCH + $index * COUNTER, concat!("read-back command ", $index, " (status)"), (0, 3), A::WriteOnly, F::Recorded, "outstanding until read"),
+                Register::byte(LATCH + $index * COUNTER, concat!("counter latch command ", $index), (0, 3), A::WriteOnly, F::Recorded, "outstanding until read").fields(LATCH_FIELDS),
+                Register::byte(STATUS_LATCH + $index * COUNTER, concat!("read-back command ", $index, " (status)"), (0, 3), A::WriteOnly, F::Recorded, "outstanding until read").fields(READ_BACK_FIELDS),
                 Register::byte(LOW_READ + $index * COUNTER, concat!("counter ", $index, " (low byte read)"), (0, $index), A::ReadSideEffect, F::Inferred, "the next read gives the high byte"),
-                Register::hidden(COUNTER_CONTROL + $index * COUNTER, concat!("counter ", $index, " latches"), "a latched value would be another one here"),
-                Register::hidden(COUNTER_ELEMENT + $index * COUNTER, concat!("counter ", $index, " counting element"), GOES_ON),
+                Register::byte(HIGH_READ + $index * COUNTER, concat!("counter ", $index, " (high byte read)"), (0, $index), A::ReadSideEffect, F::Irrelevant, "after it nothing is outstanding"),
+                Register::byte(STATUS_READ + $index * COUNTER, concat!("counter ", $index, " (status read)"), (0, $index), A::ReadSideEffect, F::Irrelevant, "only after a read-back command; after it nothing is outstanding").fields(STATUS_FIELDS),
+                Register::hidden(COUNTER_CONTROL + $index * COUNTER, concat!("counter ", $index, " latches"), "a latched value would be another one here").fields(LATCHES_FIELDS),
+                Register::hidden(COUNTER_ELEMENT + $index * COUNTER, concat!("counter ", $index, " counting element"), GOES_ON).fields(ELEMENT_FIELDS),
                 Register::hidden(COUNTER_LOAD + $index * COUNTER, concat!("counter ", $index, " next load"), GOES_ON),
                 Register::hidden(COUNTER_PHASE + $index * COUNTER, concat!("counter ", $index, " phase"), GOES_ON),
             )*
-            Register::byte(PORT61, "port 61h", (1, 0), A::ReadWrite, F::ReadBack, "bits 0 to 3 are readable; bit 0 is the gate of counter 2"),
+            Register::byte(PORT61, "port 61h", (1, 0), A::ReadWrite, F::ReadBack, "bits 0 to 3 are readable; bit 0 is the gate of counter 2").fields(PORT61_FIELDS),
             Register::hidden(TICK, "tick", "edges after it are still to be counted"),
-            Register::hidden(BACKLOG, "ticks owed", "edges of OUT0 that the guest has not had"),
+            Register::hidden(BACKLOG, "ticks owed", "edges of OUT0 that the guest has not had").fields(BACKLOG_FIELDS),
         ]
     };
 }
@@ -301,6 +367,49 @@ impl Recorder {
 impl crate::record::Recorder for Recorder {
     fn after(&mut self, access: &Access) {
         each_byte(access, |byte| self.after_byte(byte));
+    }
+
+    fn classify(&self, access: &Access) -> Option<u16> {
+        let value = access.value;
+        let (index, register) = match (access.at.range, access.at.offset, access.direction) {
+            (0, 3, Direction::Write) => match (value >> 6, value & 0x30) {
+                // One command latches several things; the fields tell all. What is outstanding already is not latched.
+                (3, _) => {
+                    let selected = (0..3).filter(|index| value & (2 << index) != 0);
+                    let parts = selected.flat_map(|index| {
+                        let parts = [(0x10, STATUS_LATCH), (0x20, LATCH)];
+                        let asked = parts.into_iter().filter(|(not, _)| value & not == 0);
+                        asked.map(move |(_, register)| (index, register))
+                    });
+                    parts
+                        .clone()
+                        .find(|(index, part)| self.log.last_of(part + base(*index)).is_none())
+                        .or_else(|| parts.clone().next())?
+                }
+                (index, 0) => (index as usize, LATCH),
+                (index, _) => (index as usize, CONTROL),
+            },
+            (0, index @ 0..=2, direction) => {
+                let index = index as usize;
+                let counter = &self.counters[index];
+                let register = match (direction, counter.format) {
+                    (Direction::Read, _)
+                        if self.log.last_of(STATUS_LATCH + base(index)).is_some() =>
+                    {
+                        STATUS_READ
+                    }
+                    (Direction::Read, 2) => HIGH_READ,
+                    (Direction::Read, 3) if counter.low_read => HIGH_READ,
+                    (Direction::Read, _) => LOW_READ,
+                    (Direction::Write, 2) => HIGH,
+                    (Direction::Write, 3) if counter.low_written => HIGH,
+                    (Direction::Write, _) => LOW,
+                };
+                (index, register)
+            }
+            _ => return None,
+        };
+        Some(register + base(index))
     }
 }
 

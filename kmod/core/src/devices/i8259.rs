@@ -11,7 +11,8 @@
 #![forbid(unsafe_code)]
 
 use super::error::{CaptureError, PlanError};
-use super::register::{Access as A, Fate as F, Register};
+use super::field::Field;
+use super::register::{Access as A, Fate as F, Register, Shown};
 use super::sink::Sink;
 use super::step::{impossible, known, put_log, record, retrace, Plan};
 use crate::iospace::{Access, Direction, Location, Width};
@@ -46,6 +47,10 @@ pub const OCW3_MASK: u16 = 8;
 pub const OCW3_READ: u16 = 9;
 /// OCW3 with a poll command.
 pub const OCW3_POLL: u16 = 10;
+/// OCW2 with an EOI, or without a command.
+pub const OCW2_EOI: u16 = 15;
+/// IRR or ISR, whichever OCW3 has selected.
+pub const STATUS: u16 = 16;
 /// Offset of the slave's register numbers.
 pub const SLAVE: u16 = 32;
 /// Levels of the master's inputs, and which of them are held pulses (high byte).
@@ -69,6 +74,47 @@ pub const ELCR1: u16 = 65;
 /// ELCR2.
 pub const ELCR2: u16 = 66;
 
+const ICW1_FIELDS: &[Field] = &[
+    Field::flag("IC4", 0),
+    Field::flag("SNGL", 1),
+    Field::flag("ADI", 2),
+    Field::flag("LTIM", 3),
+];
+const ICW2_FIELDS: &[Field] = &[Field::hex("vector", 0, 8)];
+const SLAVES: &[Field] = &[Field::each("slaves", 0, 8, 0)];
+const SLAVE_ID: &[Field] = &[Field::number("ID", 0, 3)];
+const ICW4_FIELDS: &[Field] = &[
+    Field::flag("uPM", 0),
+    Field::flag("AEOI", 1),
+    Field::flag("M/S", 2),
+    Field::flag("BUF", 3),
+    Field::flag("SFNM", 4),
+];
+#[rustfmt::skip]
+const OCW2_FIELDS: &[Field] = &[
+    Field::names("", 5, 3, &[
+        "rotate in AEOI off", "EOI", "no operation", "specific EOI", "rotate in AEOI on", "rotate and EOI", "set priority",
+        "rotate and specific EOI",
+    ]),
+    Field::number("level", 0, 3),
+];
+const OCW3_FIELDS: &[Field] = &[
+    Field::names("special mask", 5, 2, &["", "", "off", "on"]),
+    Field::names("read", 0, 2, &["", "", "IRR", "ISR"]),
+    Field::flag("poll", 2),
+];
+const MASTER_MASKED: &[Field] = &[Field::each("masked", 0, 8, 0)];
+const SLAVE_MASKED: &[Field] = &[Field::each("masked", 0, 8, 8)];
+const MASTER_STATUS: &[Field] = &[Field::each("IRQ", 0, 8, 0)];
+const SLAVE_STATUS: &[Field] = &[Field::each("IRQ", 0, 8, 8)];
+const MASTER_INPUT_FIELDS: &[Field] =
+    &[Field::each("high", 0, 8, 0), Field::each("pulses", 8, 8, 0)];
+const SLAVE_INPUT_FIELDS: &[Field] =
+    &[Field::each("high", 0, 8, 8), Field::each("pulses", 8, 8, 8)];
+const LOWEST_FIELDS: &[Field] = &[Field::number("lowest", 0, 3)];
+const MASTER_LEVEL: &[Field] = &[Field::each("level", 0, 8, 0)];
+const SLAVE_LEVEL: &[Field] = &[Field::each("level", 0, 8, 8)];
+
 const INIT: &str = "part of the initialization sequence, which a new ICW1 starts again";
 const LAST: &str = "the last command holds";
 const EDGES: &str = "an edge that was latched is not seen again";
@@ -76,36 +122,40 @@ const EDGES: &str = "an edge that was latched is not seen again";
 /// The register table.
 #[rustfmt::skip]
 pub const REGISTERS: &[Register] = &[
-    Register::byte(ICW1, "master ICW1", (0, 0), A::WriteOnly, F::Recorded, INIT),
-    Register::byte(ICW2, "master ICW2", (0, 1), A::WriteOnly, F::Recorded, INIT),
-    Register::byte(ICW3, "master ICW3", (0, 1), A::WriteOnly, F::Recorded, INIT),
-    Register::byte(ICW4, "master ICW4", (0, 1), A::WriteOnly, F::Recorded, INIT),
-    Register::byte(OCW1, "master OCW1", (0, 1), A::ReadWrite, F::Recorded, "readable, but not while a poll is pending"),
-    Register::byte(OCW2_PRIORITY, "master OCW2 (set priority)", (0, 0), A::WriteOnly, F::Recorded, LAST),
-    Register::byte(OCW2_AUTO_ROTATE, "master OCW2 (rotate in AEOI)", (0, 0), A::WriteOnly, F::Recorded, LAST),
-    Register::byte(OCW3_MASK, "master OCW3 (special mask)", (0, 0), A::WriteOnly, F::Recorded, LAST),
-    Register::byte(OCW3_READ, "master OCW3 (read register)", (0, 0), A::WriteOnly, F::Recorded, LAST),
-    Register::byte(OCW3_POLL, "master OCW3 (poll)", (0, 0), A::WriteOnly, F::Recorded, "pending until the next read"),
-    Register::hidden(MASTER_INPUTS, "master inputs", "levels tell edges from what was high before"),
-    Register::hidden(MASTER_IRR, "master IRR", EDGES),
-    Register::hidden(MASTER_ISR, "master ISR", "readable, but set by nothing but an acknowledge"),
-    Register::hidden(MASTER_LOWEST, "master priority", "rotated by EOI commands"),
-    Register::byte(ICW1 + SLAVE, "slave ICW1", (1, 0), A::WriteOnly, F::Recorded, INIT),
-    Register::byte(ICW2 + SLAVE, "slave ICW2", (1, 1), A::WriteOnly, F::Recorded, INIT),
-    Register::byte(ICW3 + SLAVE, "slave ICW3", (1, 1), A::WriteOnly, F::Recorded, INIT),
-    Register::byte(ICW4 + SLAVE, "slave ICW4", (1, 1), A::WriteOnly, F::Recorded, INIT),
-    Register::byte(OCW1 + SLAVE, "slave OCW1", (1, 1), A::ReadWrite, F::Recorded, "readable, but not while a poll is pending"),
-    Register::byte(OCW2_PRIORITY + SLAVE, "slave OCW2 (set priority)", (1, 0), A::WriteOnly, F::Recorded, LAST),
-    Register::byte(OCW2_AUTO_ROTATE + SLAVE, "slave OCW2 (rotate in AEOI)", (1, 0), A::WriteOnly, F::Recorded, LAST),
-    Register::byte(OCW3_MASK + SLAVE, "slave OCW3 (special mask)", (1, 0), A::WriteOnly, F::Recorded, LAST),
-    Register::byte(OCW3_READ + SLAVE, "slave OCW3 (read register)", (1, 0), A::WriteOnly, F::Recorded, LAST),
-    Register::byte(OCW3_POLL + SLAVE, "slave OCW3 (poll)", (1, 0), A::WriteOnly, F::Recorded, "pending until the next read"),
-    Register::hidden(SLAVE_INPUTS, "slave inputs", "levels tell edges from what was high before"),
-    Register::hidden(SLAVE_IRR, "slave IRR", EDGES),
-    Register::hidden(SLAVE_ISR, "slave ISR", "readable, but set by nothing but an acknowledge"),
-    Register::hidden(SLAVE_LOWEST, "slave priority", "rotated by EOI commands"),
-    Register::byte(ELCR1, "ELCR1", (2, 0), A::ReadWrite, F::ReadBack, "readable"),
-    Register::byte(ELCR2, "ELCR2", (2, 1), A::ReadWrite, F::ReadBack, "readable"),
+    Register::byte(ICW1, "master ICW1", (0, 0), A::WriteOnly, F::Recorded, INIT).fields(ICW1_FIELDS),
+    Register::byte(ICW2, "master ICW2", (0, 1), A::WriteOnly, F::Recorded, INIT).fields(ICW2_FIELDS),
+    Register::byte(ICW3, "master ICW3", (0, 1), A::WriteOnly, F::Recorded, INIT).fields(SLAVES),
+    Register::byte(ICW4, "master ICW4", (0, 1), A::WriteOnly, F::Recorded, INIT).fields(ICW4_FIELDS),
+    Register::byte(OCW1, "master OCW1", (0, 1), A::ReadWrite, F::Recorded, "readable, but not while a poll is pending").shown(Shown::Unlogged(OCW3_POLL)).fields(MASTER_MASKED),
+    Register::byte(OCW2_PRIORITY, "master OCW2 (set priority)", (0, 0), A::WriteOnly, F::Recorded, LAST).fields(OCW2_FIELDS),
+    Register::byte(OCW2_AUTO_ROTATE, "master OCW2 (rotate in AEOI)", (0, 0), A::WriteOnly, F::Recorded, LAST).fields(OCW2_FIELDS),
+    Register::byte(OCW3_MASK, "master OCW3 (special mask)", (0, 0), A::WriteOnly, F::Recorded, LAST).fields(OCW3_FIELDS),
+    Register::byte(OCW3_READ, "master OCW3 (read register)", (0, 0), A::WriteOnly, F::Recorded, LAST).fields(OCW3_FIELDS),
+    Register::byte(OCW3_POLL, "master OCW3 (poll)", (0, 0), A::WriteOnly, F::Recorded, "pending until the next read").fields(OCW3_FIELDS),
+    Register::byte(OCW2_EOI, "master OCW2 (EOI)", (0, 0), A::WriteOnly, F::Irrelevant, "what it did shows in ISR and in the priority").fields(OCW2_FIELDS),
+    Register::byte(STATUS, "master IRR or ISR", (0, 0), A::ReadOnly, F::Irrelevant, "which of the two is recorded; what they hold is inferred").shown(Shown::Unlogged(OCW3_POLL)).fields(MASTER_STATUS),
+    Register::hidden(MASTER_INPUTS, "master inputs", "levels tell edges from what was high before").fields(MASTER_INPUT_FIELDS),
+    Register::hidden(MASTER_IRR, "master IRR", EDGES).fields(MASTER_STATUS),
+    Register::hidden(MASTER_ISR, "master ISR", "readable, but set by nothing but an acknowledge").fields(MASTER_STATUS),
+    Register::hidden(MASTER_LOWEST, "master priority", "rotated by EOI commands").fields(LOWEST_FIELDS),
+    Register::byte(ICW1 + SLAVE, "slave ICW1", (1, 0), A::WriteOnly, F::Recorded, INIT).fields(ICW1_FIELDS),
+    Register::byte(ICW2 + SLAVE, "slave ICW2", (1, 1), A::WriteOnly, F::Recorded, INIT).fields(ICW2_FIELDS),
+    Register::byte(ICW3 + SLAVE, "slave ICW3", (1, 1), A::WriteOnly, F::Recorded, INIT).fields(SLAVE_ID),
+    Register::byte(ICW4 + SLAVE, "slave ICW4", (1, 1), A::WriteOnly, F::Recorded, INIT).fields(ICW4_FIELDS),
+    Register::byte(OCW1 + SLAVE, "slave OCW1", (1, 1), A::ReadWrite, F::Recorded, "readable, but not while a poll is pending").shown(Shown::Unlogged(OCW3_POLL + SLAVE)).fields(SLAVE_MASKED),
+    Register::byte(OCW2_PRIORITY + SLAVE, "slave OCW2 (set priority)", (1, 0), A::WriteOnly, F::Recorded, LAST).fields(OCW2_FIELDS),
+    Register::byte(OCW2_AUTO_ROTATE + SLAVE, "slave OCW2 (rotate in AEOI)", (1, 0), A::WriteOnly, F::Recorded, LAST).fields(OCW2_FIELDS),
+    Register::byte(OCW3_MASK + SLAVE, "slave OCW3 (special mask)", (1, 0), A::WriteOnly, F::Recorded, LAST).fields(OCW3_FIELDS),
+    Register::byte(OCW3_READ + SLAVE, "slave OCW3 (read register)", (1, 0), A::WriteOnly, F::Recorded, LAST).fields(OCW3_FIELDS),
+    Register::byte(OCW3_POLL + SLAVE, "slave OCW3 (poll)", (1, 0), A::WriteOnly, F::Recorded, "pending until the next read").fields(OCW3_FIELDS),
+    Register::byte(OCW2_EOI + SLAVE, "slave OCW2 (EOI)", (1, 0), A::WriteOnly, F::Irrelevant, "what it did shows in ISR and in the priority").fields(OCW2_FIELDS),
+    Register::byte(STATUS + SLAVE, "slave IRR or ISR", (1, 0), A::ReadOnly, F::Irrelevant, "which of the two is recorded; what they hold is inferred").shown(Shown::Unlogged(OCW3_POLL + SLAVE)).fields(SLAVE_STATUS),
+    Register::hidden(SLAVE_INPUTS, "slave inputs", "levels tell edges from what was high before").fields(SLAVE_INPUT_FIELDS),
+    Register::hidden(SLAVE_IRR, "slave IRR", EDGES).fields(SLAVE_STATUS),
+    Register::hidden(SLAVE_ISR, "slave ISR", "readable, but set by nothing but an acknowledge").fields(SLAVE_STATUS),
+    Register::hidden(SLAVE_LOWEST, "slave priority", "rotated by EOI commands").fields(LOWEST_FIELDS),
+    Register::byte(ELCR1, "ELCR1", (2, 0), A::ReadWrite, F::ReadBack, "readable").fields(MASTER_LEVEL),
+    Register::byte(ELCR2, "ELCR2", (2, 1), A::ReadWrite, F::ReadBack, "readable").fields(SLAVE_LEVEL),
 ];
 
 /// State that only a model has, in the order in which it is set.
@@ -302,6 +352,35 @@ impl Recorder {
 impl crate::record::Recorder for Recorder {
     fn after(&mut self, access: &Access) {
         each_byte(access, |byte| self.after_byte(byte));
+    }
+
+    fn classify(&self, access: &Access) -> Option<u16> {
+        let (chip, base) = match access.at.range {
+            0 => (&self.chips[0], 0),
+            1 => (&self.chips[1], SLAVE),
+            _ => return None,
+        };
+        let polled = self.log.last_of(OCW3_POLL + base).is_some();
+        let value = access.value;
+        let register = match (access.direction, access.at.offset) {
+            (Direction::Read, 0..=1) if polled => OCW3_POLL,
+            (Direction::Read, 0) => STATUS,
+            (Direction::Write, 0) if value & 0x10 != 0 => ICW1,
+            (Direction::Write, 0) if value & 0x08 != 0 => match value {
+                _ if value & 0x40 != 0 => OCW3_MASK,
+                _ if value & 0x04 != 0 => OCW3_POLL,
+                _ => OCW3_READ,
+            },
+            (Direction::Write, 0) => match value >> 5 {
+                0b110 | 0b111 => OCW2_PRIORITY,
+                0b000 | 0b100 => OCW2_AUTO_ROTATE,
+                _ => OCW2_EOI,
+            },
+            (Direction::Write, 1) if chip.expects != 0 => chip.expects,
+            (_, 1) => OCW1,
+            _ => return None,
+        };
+        Some(register + base)
     }
 }
 

@@ -10,9 +10,11 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+pub mod field;
 pub mod i8254;
 pub mod i8259;
 pub mod parallel;
+mod peek;
 pub mod register;
 pub mod sink;
 mod step;
@@ -27,7 +29,7 @@ pub use register::Register;
 pub use sink::{Full, Sink};
 
 use crate::iospace::Access;
-use crate::record::Recorder;
+use crate::record::{LogView, Recorder};
 use crate::replay::{Backend, Timing};
 use pvmm_uapi::{PlanStep, StateRecord, KIND_I8254, KIND_I8259, KIND_PARALLEL, KIND_UART16550};
 
@@ -89,6 +91,19 @@ macro_rules! kinds {
                     $(Self::$variant(_) => $number,)*
                 }
             }
+
+            /// Its log.
+            pub fn log(&self) -> LogView<'_> {
+                match self {
+                    $(Self::$variant(recorder) => recorder.log().view(),)*
+                }
+            }
+
+            fn registers(&self) -> &'static [Register] {
+                match self {
+                    $(Self::$variant(_) => $module::REGISTERS,)*
+                }
+            }
         }
 
         impl Recorder for RecorderState {
@@ -96,6 +111,13 @@ macro_rules! kinds {
                 match self {
                     $(Self::$variant(recorder) => recorder.after(access),)*
                 }
+            }
+
+            fn classify(&self, access: &Access) -> Option<u16> {
+                let known = match self {
+                    $(Self::$variant(recorder) => recorder.classify(access),)*
+                };
+                known.or_else(|| self.only_register(access))
             }
         }
     };
@@ -117,6 +139,30 @@ impl RecorderState {
             Self::Uart16550(recorder) => recorder.traps(range),
             Self::Parallel(recorder) => recorder.traps(range),
         }
+    }
+
+    /// The register that an access reaches if the kind's table alone tells; of a recorder that does not see the guest's
+    /// accesses.
+    pub fn only_register(&self, access: &Access) -> Option<u16> {
+        Some(register::reached_by(self.registers(), access)?.id)
+    }
+
+    /// Looks at the device behind `backend` without changing it: puts its log, the registers that can be read without a side
+    /// effect and, of a model, what no access reaches into `sink`. `seen` says whether the recorder sees the guest's
+    /// accesses. The guest stands between two accesses.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`] if there is more than the sink takes.
+    pub fn peek(
+        &self,
+        seen: bool,
+        backend: &mut dyn Backend,
+        sink: &mut Sink<'_, StateRecord>,
+    ) -> Result<(), Full> {
+        let mut log = self.log();
+        log.is_complete &= seen;
+        peek::peek(self.registers(), log, backend, sink)
     }
 
     /// Captures the device behind `backend` into `sink`. The guest is paused; may sleep. A model's clock stands still.

@@ -6,7 +6,8 @@
 //! documentation take these facts from.
 #![forbid(unsafe_code)]
 
-use crate::iospace::{Location, Width};
+use super::field::Field;
+use crate::iospace::{self, Direction, Location, Width};
 use core::fmt;
 
 /// How software can access a register.
@@ -37,6 +38,26 @@ pub enum Fate {
     Irrelevant,
 }
 
+/// When a read at a register's place shows that register and changes nothing, so that it may be looked at while the guest
+/// goes on. Only registers whose [`Access`] is [`Access::ReadWrite`] or [`Access::ReadOnly`] are looked at at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Shown {
+    /// At any time, if no other register of the table can be read at its place; never otherwise.
+    Alone,
+    /// Only while these bits of another register of the kind have this value. That one is read if it is
+    /// [`Shown::Alone`], and else taken from the log, where a register that was not written is 0.
+    While {
+        /// The other register's number.
+        register: u16,
+        /// The bits that decide.
+        mask: u64,
+        /// What they must be.
+        value: u64,
+    },
+    /// Only while the log has no entry of this register.
+    Unlogged(u16),
+}
+
 /// One register of a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Register {
@@ -54,10 +75,14 @@ pub struct Register {
     pub fate: Fate,
     /// Why.
     pub why: &'static str,
+    /// When it may be looked at.
+    pub shown: Shown,
+    /// What its bits mean, in the order in which they are told.
+    pub fields: &'static [Field],
 }
 
 impl Register {
-    /// A register of one byte.
+    /// A register of one byte, which may be looked at if it is [`Shown::Alone`].
     pub const fn byte(
         id: u16,
         name: &'static str,
@@ -74,7 +99,35 @@ impl Register {
             access,
             fate,
             why,
+            shown: Shown::Alone,
+            fields: &[],
         }
+    }
+
+    /// The register, with another rule of when it may be looked at.
+    pub const fn shown(self, shown: Shown) -> Self {
+        Self { shown, ..self }
+    }
+
+    /// The register, with what its bits mean.
+    pub const fn fields(self, fields: &'static [Field]) -> Self {
+        Self { fields, ..self }
+    }
+
+    /// Whether a read at its place can reach it.
+    pub(super) const fn is_read(&self) -> bool {
+        !matches!(self.access, Access::WriteOnly | Access::Hidden)
+    }
+
+    /// Whether it and `other` have a byte of the device in common.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        let end = |register: &Self| {
+            let width = u64::from(register.width.bytes());
+            register.at.offset.saturating_add(width)
+        };
+        self.at.range == other.at.range
+            && self.at.offset < end(other)
+            && other.at.offset < end(self)
     }
 
     /// State that no access reaches.
@@ -87,6 +140,8 @@ impl Register {
             access: Access::Hidden,
             fate: Fate::Inferred,
             why,
+            shown: Shown::Alone,
+            fields: &[],
         }
     }
 }
@@ -94,6 +149,26 @@ impl Register {
 /// The register numbered `id` in `table`.
 pub fn find(table: &'static [Register], id: u16) -> Option<&'static Register> {
     table.iter().find(|register| register.id == id)
+}
+
+/// The register of `table` that an access reaches, if the table alone tells: no other register takes such an access at the
+/// same place.
+pub fn reached_by(
+    table: &'static [Register],
+    access: &iospace::Access,
+) -> Option<&'static Register> {
+    let only = |takes: &dyn Fn(Access) -> bool| {
+        let mut found = table
+            .iter()
+            .filter(|register| register.at == access.at && takes(register.access));
+        found.next().filter(|_| found.next().is_none())
+    };
+    match access.direction {
+        Direction::Read => only(&|access| !matches!(access, Access::WriteOnly | Access::Hidden)),
+        // Where there is a register for writes, one whose reads do something is for reads.
+        Direction::Write => only(&|access| matches!(access, Access::WriteOnly | Access::ReadWrite))
+            .or_else(|| only(&|access| access == Access::ReadSideEffect)),
+    }
 }
 
 /// A register table as a Markdown table.

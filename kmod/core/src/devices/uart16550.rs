@@ -18,7 +18,8 @@ mod tests;
 
 pub use plan::{plan, reset};
 
-use super::register::{Access as A, Fate as F, Register};
+use super::field::Field;
+use super::register::{Access as A, Fate as F, Register, Shown};
 use crate::iospace::{Access, Direction};
 use crate::record::{each_byte, Log};
 use capture::Taken;
@@ -57,22 +58,98 @@ pub const SCR: u16 = 12;
 /// A character that waits in the receiver: the character, and in bits 8 to 15 its LSR error bits.
 pub const RECEIVED: u16 = 13;
 
+/// Offsets 0 and 1 are the divisor latch.
+const LATCH: Shown = Shown::While {
+    register: LCR,
+    mask: LCR_DLAB,
+    value: LCR_DLAB,
+};
+/// They are not.
+const NO_LATCH: Shown = Shown::While {
+    register: LCR,
+    mask: LCR_DLAB,
+    value: 0,
+};
+
+const IER_FIELDS: &[Field] = &[
+    Field::flag("ERBFI", 0),
+    Field::flag("ETBEI", 1),
+    Field::flag("ELSI", 2),
+    Field::flag("EDSSI", 3),
+];
+#[rustfmt::skip]
+const IIR_FIELDS: &[Field] = &[
+    Field::names("pending", 0, 4, &[
+        "MODEM status", "none", "THR empty", "", "received data", "", "line status", "", "", "", "", "", "character timeout", "", "", "",
+    ]),
+    Field::names("FIFOs", 6, 2, &["off", "", "", "on"]),
+];
+const FCR_FIELDS: &[Field] = &[
+    Field::bit("FIFOs", 0),
+    Field::flag("RCVR reset", 1),
+    Field::flag("XMIT reset", 2),
+    Field::flag("DMA mode", 3),
+    Field::names("trigger", 6, 2, &["1", "4", "8", "14"]),
+];
+/// Word length, parity and stop bits as people write them: how many stop bits there are depends on the word's length.
+const LCR_FIELDS: &[Field] = &[
+    Field::names("", 0, 2, &["5", "6", "7", "8"]),
+    Field::names("", 3, 3, &["n", "o", "n", "e", "n", "m", "n", "s"]),
+    Field::names("", 0, 3, &["1", "1", "1", "1", "1.5", "2", "2", "2"]),
+    Field::flag("break", 6),
+    Field::bit("DLAB", 7),
+];
+const MCR_FIELDS: &[Field] = &[
+    Field::flag("DTR", 0),
+    Field::flag("RTS", 1),
+    Field::flag("OUT1", 2),
+    Field::flag("OUT2", 3),
+    Field::flag("LOOP", 4),
+];
+const LSR_FIELDS: &[Field] = &[
+    Field::flag("DR", 0),
+    Field::flag("OE", 1),
+    Field::flag("PE", 2),
+    Field::flag("FE", 3),
+    Field::flag("BI", 4),
+    Field::flag("THRE", 5),
+    Field::flag("TEMT", 6),
+    Field::flag("error in FIFO", 7),
+];
+const MSR_FIELDS: &[Field] = &[
+    Field::flag("DCTS", 0),
+    Field::flag("DDSR", 1),
+    Field::flag("TERI", 2),
+    Field::flag("DDCD", 3),
+    Field::flag("CTS", 4),
+    Field::flag("DSR", 5),
+    Field::flag("RI", 6),
+    Field::flag("DCD", 7),
+];
+const RECEIVED_FIELDS: &[Field] = &[
+    Field::hex("character", 0, 8),
+    Field::flag("OE", 9),
+    Field::flag("PE", 10),
+    Field::flag("FE", 11),
+    Field::flag("BI", 12),
+];
+
 /// The register table.
 #[rustfmt::skip]
 pub const REGISTERS: &[Register] = &[
     Register::byte(RBR, "RBR", (0, 0), A::ReadSideEffect, F::Irrelevant, "what waits in it is carried as received characters"),
     Register::byte(THR, "THR", (0, 0), A::WriteOnly, F::Irrelevant, "what waits in it leaves at the source before capture"),
-    Register::byte(DLL, "DLL", (0, 0), A::ReadWrite, F::Recorded, "recorded, since reading it needs DLAB; read back if the guest never wrote it"),
-    Register::byte(DLM, "DLM", (0, 1), A::ReadWrite, F::Recorded, "as DLL"),
-    Register::byte(IER, "IER", (0, 1), A::ReadWrite, F::ReadBack, "readable"),
-    Register::byte(IIR, "IIR", (0, 2), A::ReadSideEffect, F::Inferred, "tells whether the guest still has to be told that THR is empty"),
-    Register::byte(FCR, "FCR", (0, 2), A::WriteOnly, F::Recorded, "reads return IIR"),
-    Register::byte(LCR, "LCR", (0, 3), A::ReadWrite, F::Recorded, "exits anyway, since DLAB decides what exits; read back if the guest never wrote it"),
-    Register::byte(MCR, "MCR", (0, 4), A::ReadWrite, F::ReadBack, "readable"),
-    Register::byte(LSR, "LSR", (0, 5), A::ReadSideEffect, F::Irrelevant, "error bits are carried with their characters; the rest follows"),
-    Register::byte(MSR, "MSR", (0, 6), A::ReadSideEffect, F::Inferred, "the lines are the peer's; changes that the guest has not seen are carried, and the difference is a change"),
+    Register::byte(DLL, "DLL", (0, 0), A::ReadWrite, F::Recorded, "recorded, since reading it needs DLAB; read back if the guest never wrote it").shown(LATCH),
+    Register::byte(DLM, "DLM", (0, 1), A::ReadWrite, F::Recorded, "as DLL").shown(LATCH),
+    Register::byte(IER, "IER", (0, 1), A::ReadWrite, F::ReadBack, "readable").shown(NO_LATCH).fields(IER_FIELDS),
+    Register::byte(IIR, "IIR", (0, 2), A::ReadSideEffect, F::Inferred, "tells whether the guest still has to be told that THR is empty").fields(IIR_FIELDS),
+    Register::byte(FCR, "FCR", (0, 2), A::WriteOnly, F::Recorded, "reads return IIR").fields(FCR_FIELDS),
+    Register::byte(LCR, "LCR", (0, 3), A::ReadWrite, F::Recorded, "exits anyway, since DLAB decides what exits; read back if the guest never wrote it").fields(LCR_FIELDS),
+    Register::byte(MCR, "MCR", (0, 4), A::ReadWrite, F::ReadBack, "readable").fields(MCR_FIELDS),
+    Register::byte(LSR, "LSR", (0, 5), A::ReadSideEffect, F::Irrelevant, "error bits are carried with their characters; the rest follows").fields(LSR_FIELDS),
+    Register::byte(MSR, "MSR", (0, 6), A::ReadSideEffect, F::Inferred, "the lines are the peer's; changes that the guest has not seen are carried, and the difference is a change").fields(MSR_FIELDS),
     Register::byte(SCR, "SCR", (0, 7), A::ReadWrite, F::ReadBack, "readable"),
-    Register::hidden(RECEIVED, "received character", "read out of the FIFO at capture; put back through loopback. BI is made again, PE, FE and OE cannot be"),
+    Register::hidden(RECEIVED, "received character", "read out of the FIFO at capture; put back through loopback. BI is made again, PE, FE and OE cannot be").fields(RECEIVED_FIELDS),
 ];
 
 /// Depth of the receiver FIFO.
@@ -182,5 +259,18 @@ impl Recorder {
 impl crate::record::Recorder for Recorder {
     fn after(&mut self, access: &Access) {
         each_byte(access, |byte| self.after_byte(byte));
+    }
+
+    fn classify(&self, access: &Access) -> Option<u16> {
+        Some(match (access.at.offset, access.direction) {
+            (0, _) if self.dlab() => DLL,
+            (1, _) if self.dlab() => DLM,
+            (0, Direction::Read) => RBR,
+            (0, Direction::Write) => THR,
+            (1, _) => IER,
+            (2, Direction::Read) => IIR,
+            (2, Direction::Write) => FCR,
+            _ => return None,
+        })
     }
 }

@@ -22,6 +22,31 @@ const EMPTY: Entry = Entry {
     access: Access::read(Location::new(0, 0), Width::W1, 0),
 };
 
+/// A log as it is seen by those who do not know its bound at compile time.
+#[derive(Debug, Clone, Copy)]
+pub struct LogView<'a> {
+    /// The entries, oldest first.
+    pub entries: &'a [Entry],
+    /// How many there can be.
+    pub bound: usize,
+    /// Whether an entry was lost because there was no room.
+    pub overflowed: bool,
+    /// Whether it has all that it should: the recorder sees the guest's accesses, and nothing was lost.
+    pub is_complete: bool,
+    /// How often an entry was put in, or found no room, modulo 2^32.
+    pub appended: u32,
+}
+
+impl<'a> LogView<'a> {
+    /// The youngest entry of `register`.
+    pub fn last_of(&self, register: u16) -> Option<&'a Entry> {
+        self.entries
+            .iter()
+            .rev()
+            .find(|entry| entry.register == register)
+    }
+}
+
 /// At most `N` entries, oldest first.
 ///
 /// A kind chooses `N` so that its compaction never needs more. Should it happen nevertheless, the entry is not taken
@@ -31,6 +56,7 @@ pub struct Log<const N: usize> {
     entries: [Entry; N],
     len: usize,
     overflowed: bool,
+    appended: u32,
 }
 
 impl<const N: usize> Default for Log<N> {
@@ -46,6 +72,18 @@ impl<const N: usize> Log<N> {
             entries: [EMPTY; N],
             len: 0,
             overflowed: false,
+            appended: 0,
+        }
+    }
+
+    /// The log, for those who do not know its bound.
+    pub fn view(&self) -> LogView<'_> {
+        LogView {
+            entries: self.entries(),
+            bound: N,
+            overflowed: self.overflowed,
+            is_complete: !self.overflowed,
+            appended: self.appended,
         }
     }
 
@@ -61,14 +99,12 @@ impl<const N: usize> Log<N> {
 
     /// The youngest entry of `register`.
     pub fn last_of(&self, register: u16) -> Option<&Entry> {
-        self.entries()
-            .iter()
-            .rev()
-            .find(|entry| entry.register == register)
+        self.view().last_of(register)
     }
 
     /// Puts an entry behind all others.
     pub fn append(&mut self, register: u16, access: Access) {
+        self.appended = self.appended.wrapping_add(1);
         match self.entries.get_mut(self.len) {
             Some(place) => {
                 *place = Entry { register, access };

@@ -7,7 +7,7 @@
 
 pub mod log;
 
-pub use log::{Entry, Log};
+pub use log::{Entry, Log, LogView};
 
 use crate::iospace::{Access, Location, Width};
 use crate::replay::{Backend, Hidden};
@@ -16,6 +16,14 @@ use crate::replay::{Backend, Hidden};
 pub trait Recorder {
     /// Notes an access that the device has had. Called in the exit path: short, no sleep, any CPU.
     fn after(&mut self, access: &Access);
+
+    /// The register that an access of one byte would reach in the device's present state, numbered by the kind's table.
+    /// For those who watch; asked before [`Recorder::after`]. `None` leaves the answer to the table, which knows it where one
+    /// register is at the place.
+    fn classify(&self, access: &Access) -> Option<u16> {
+        let _ = access;
+        None
+    }
 }
 
 /// Shows a recorder each byte of an access to an 8-bit device, at rising offsets, as the ISA bus splits it.
