@@ -4,8 +4,8 @@
 
 use crate::{
     AttachDevice, Capabilities, ChipsetState, Clock, CpuidTable, CreateVcpu, CreateVm,
-    DeviceCapture, DeviceExecute, DirtyFetch, DirtyLog, IrqLine, MemoryRegion, Run,
-    VcpuStateRequest,
+    DeviceCapture, DeviceExecute, DevicePeek, DeviceTrace, DirtyFetch, DirtyLog, IrqLine,
+    MemoryRegion, Run, VcpuStateRequest,
 };
 use core::mem::size_of;
 
@@ -83,3 +83,7 @@ pub const ATTACH_DEVICE: u32 = iowr::<AttachDevice>(0x50);
 pub const DEVICE_CAPTURE: u32 = iowr::<DeviceCapture>(0x51);
 /// Executes a restore plan on a device. No vCPU may be running (`EBUSY`).
 pub const DEVICE_EXECUTE: u32 = iowr::<DeviceExecute>(0x52);
+/// Looks at a device's state without changing it. No vCPU may be running (`EBUSY`), but the VM's clock may go on.
+pub const DEVICE_PEEK: u32 = iowr::<DevicePeek>(0x53);
+/// Notes what the guest does to a device. Also while a vCPU runs.
+pub const DEVICE_TRACE: u32 = iowr::<DeviceTrace>(0x54);

@@ -12,6 +12,7 @@
 
 pub mod cpu;
 pub mod device;
+pub mod inspect;
 pub mod ioctl;
 pub mod memory;
 pub mod pod;
@@ -20,6 +21,7 @@ pub mod system;
 
 pub use cpu::*;
 pub use device::*;
+pub use inspect::*;
 pub use ioctl::*;
 pub use memory::*;
 pub use pod::Pod;

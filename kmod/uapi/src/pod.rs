@@ -41,8 +41,8 @@ macro_rules! pod {
 
 pod! {
     AttachDevice, Capabilities, ChipsetState, Clock, CpuidEntry, CpuidTable, CreateVcpu, CreateVm, DescriptorTable,
-    DeviceCapture, DeviceExecute, DirtyFetch, DirtyLog, DirtyRange, IoApicState, IrqLine, LocalApicState, MemoryRegion,
-    MsrEntry, PlanStep, Run, Segment, StateRecord, VcpuState, VcpuStateRequest,
+    DeviceCapture, DeviceExecute, DevicePeek, DeviceTrace, DirtyFetch, DirtyLog, DirtyRange, IoApicState, IrqLine,
+    LocalApicState, MemoryRegion, MsrEntry, PlanStep, Run, Segment, StateRecord, TraceEntry, VcpuState, VcpuStateRequest,
 }
 
 // SAFETY: an array of a type without padding has none either, and every bit pattern of it is valid element by element.
@@ -65,6 +65,8 @@ no_padding! {
     DescriptorTable = 8 + 2 * 4,
     DeviceCapture = 2 * 4 + 8 + 4 * 4,
     DeviceExecute = 2 * 4 + 8 + 2 * 4 + 8,
+    DevicePeek = 2 * 4 + 8 + 6 * 4,
+    DeviceTrace = 2 * 4 + 8 + 2 * 4 + 8,
     DirtyFetch = 8 + 2 * 4,
     DirtyLog = 2 * 4,
     DirtyRange = 2 * 8,
@@ -77,6 +79,7 @@ no_padding! {
     Run = 2 * 4 + 2 * 8 + 4 * 4,
     Segment = 8 + 2 * 4 + 4 * 2,
     StateRecord = 2 + 3 + 3 + 2 * 8,
+    TraceEntry = 3 * 8 + 2 * 2 + 4,
     VcpuState = 16 * 8 + 15 * 8 + 8 * size_of::<Segment>() + 2 * size_of::<DescriptorTable>()
         + 6 * 4 + 8 + 2 * 4 + MAX_MSRS * size_of::<MsrEntry>() + size_of::<LocalApicState>() + XSAVE_SIZE,
     VcpuStateRequest = 8 + 2 * 4,

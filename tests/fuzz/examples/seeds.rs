@@ -234,11 +234,24 @@ impl Seeds {
             count: MAX_CPUID_ENTRIES,
             ..CpuidTable::default()
         };
+        let peek = DevicePeek {
+            count: MAX_STATE_RECORDS,
+            ..DevicePeek::default()
+        };
+        let trace = |operation| DeviceTrace {
+            operation,
+            count: 8,
+            ..DeviceTrace::default()
+        };
+        let (start, take) = (trace(TRACE_START), trace(TRACE_FETCH));
         let mut requests = vec![0];
         for (selector, how, structure, array) in [
             (17, 0, attach.as_bytes(), &[][..]),
             (18, 0, capture.as_bytes(), &[]),
             (19, 0x20, execute.as_bytes(), step.as_bytes()),
+            (20, 0, peek.as_bytes(), &[]),
+            (21, 0, start.as_bytes(), &[]),
+            (21, 0, take.as_bytes(), &[]),
             (16, 0, fetch.as_bytes(), &[]),
             (2, 0, table.as_bytes(), &[]),
             (9, 0x20, VcpuStateRequest::default().as_bytes(), &[]),

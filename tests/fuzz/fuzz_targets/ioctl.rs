@@ -21,7 +21,7 @@ const MOST_REQUESTS: usize = 32;
 /// Longest delay and poll that a plan really makes: the simulated host waits in real time.
 const MOST_DELAY_NS: u64 = 1_000;
 
-const REQUESTS: [u32; 20] = [
+const REQUESTS: [u32; 22] = [
     GET_API_VERSION,
     GET_CAPABILITIES,
     GET_SUPPORTED_CPUID,
@@ -42,6 +42,8 @@ const REQUESTS: [u32; 20] = [
     ATTACH_DEVICE,
     DEVICE_CAPTURE,
     DEVICE_EXECUTE,
+    DEVICE_PEEK,
+    DEVICE_TRACE,
 ];
 
 fuzz_target!(|data: &[u8]| {
@@ -240,6 +242,8 @@ impl Caller {
             DIRTY_FETCH => put(offset_of!(DirtyFetch, ranges), array),
             DEVICE_CAPTURE => put(offset_of!(DeviceCapture, records), array),
             DEVICE_EXECUTE => put(offset_of!(DeviceExecute, steps), array),
+            DEVICE_PEEK => put(offset_of!(DevicePeek, records), array),
+            DEVICE_TRACE => put(offset_of!(DeviceTrace, entries), array),
             SET_MEMORY_REGION => {
                 put(offset_of!(MemoryRegion, hva), self.guest);
                 // The dirty bitmap of a guest of any size would only make the runs slow.

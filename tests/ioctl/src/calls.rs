@@ -52,6 +52,8 @@ requests! {
     ATTACH_DEVICE: EFAULT EINVAL EEXIST ENXIO EPERM EBUSY ENOMEM ENODEV ENOSPC;
     DEVICE_CAPTURE: EFAULT EINVAL ENXIO EPERM EBUSY EAGAIN ENOMEM ENOSPC EIO EOPNOTSUPP;
     DEVICE_EXECUTE: EFAULT EINVAL ENXIO EPERM EBUSY ENOMEM;
+    DEVICE_PEEK: EFAULT EINVAL ENXIO EPERM EBUSY ENOMEM ENOSPC;
+    DEVICE_TRACE: EFAULT EINVAL EEXIST ENXIO EPERM ENOMEM;
 }
 
 /// The other calls, which have the numbers after the requests.
@@ -162,7 +164,7 @@ mod tests {
 
     #[test]
     fn every_request_is_there_once_and_every_other_call_has_its_number() {
-        assert_eq!(REQUESTS.len(), 20);
+        assert_eq!(REQUESTS.len(), 22);
         for (index, request) in REQUESTS.iter().enumerate() {
             assert_eq!(of_request(request.number), index);
         }

@@ -137,6 +137,23 @@ fn right(request: u32, arena: &Arena, place: &Place, random: &Random) -> Vec<u8>
         }
         .as_bytes()
         .to_vec(),
+        DEVICE_PEEK => DevicePeek {
+            device: random.below(4) as u32,
+            records: array,
+            count: random.pick(&[MAX_STATE_RECORDS, MAX_STATE_RECORDS, 3, 0]),
+            ..DevicePeek::default()
+        }
+        .as_bytes()
+        .to_vec(),
+        DEVICE_TRACE => DeviceTrace {
+            device: random.below(4) as u32,
+            operation: random.pick(&[TRACE_START, TRACE_FETCH, TRACE_FETCH, TRACE_STOP]),
+            entries: array,
+            count: random.pick(&[MAX_TRACE_ENTRIES, 3, 0]),
+            ..DeviceTrace::default()
+        }
+        .as_bytes()
+        .to_vec(),
         _ => vec![0; request_size(request)],
     }
 }
@@ -150,6 +167,8 @@ fn address_of(request: u32) -> Option<usize> {
         DIRTY_FETCH => Some(offset_of!(DirtyFetch, ranges)),
         DEVICE_CAPTURE => Some(offset_of!(DeviceCapture, records)),
         DEVICE_EXECUTE => Some(offset_of!(DeviceExecute, steps)),
+        DEVICE_PEEK => Some(offset_of!(DevicePeek, records)),
+        DEVICE_TRACE => Some(offset_of!(DeviceTrace, entries)),
         _ => None,
     }
 }

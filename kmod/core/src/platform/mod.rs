@@ -22,11 +22,14 @@ use crate::chipset::{ApicFeatures, Chipset};
 use crate::devices::RecorderState;
 use crate::iospace::bitmap::IoBitmap;
 use crate::iospace::{Access, Direction, Location, Width};
+use crate::record::trace::{Seen, Tap};
 use crate::record::{Recorded, Recorder};
 use crate::replay::Backend;
 use crate::vcpu::Control;
 use pvmm_hostabi::{Host, Hpa, OutOfMemory};
-use pvmm_uapi::{DEVICE_I8254, DEVICE_I8259, KIND_I8254, KIND_I8259};
+use pvmm_uapi::{
+    BACKEND_MODELLED, BACKEND_PHYSICAL, DEVICE_I8254, DEVICE_I8259, KIND_I8254, KIND_I8259,
+};
 
 /// Most devices that can be attached to a VM, beside the 8259 pair and the 8254.
 pub const MAX_ATTACHED: usize = 4;
@@ -71,6 +74,32 @@ fn recorded_location(port: u16) -> Option<(u32, Location)> {
         0x61 => (KIND_I8254, Location::new(1, 0)),
         _ => return None,
     })
+}
+
+/// The guest's access to an attached device that somebody watches. Apart, because hardly anybody does.
+#[cold]
+fn traced_access<H: Host>(
+    tap: &Tap<H>,
+    device: &mut Attached<H>,
+    at: Location,
+    access: (Width, Direction, u64),
+    now: u64,
+) -> u64 {
+    let (width, direction, value) = access;
+    let mut access = Access {
+        at,
+        width,
+        direction,
+        value: value & width.mask(),
+    };
+    let recorded = device.recording() == Recording::On;
+    let seen = Seen::before(device.parts().0, recorded, &access);
+    let result = device.access(at, width, direction, value);
+    if direction == Direction::Read {
+        access.value = result & width.mask();
+    }
+    tap.note(seen.after(device.parts().0, &access, now));
+    result
 }
 
 impl<H: Host> Platform<H> {
@@ -276,7 +305,14 @@ impl<H: Host> Platform<H> {
     ) -> u64 {
         if let Some((index, at)) = self.attached_at(port, width) {
             if let Some(Some(device)) = self.attached.get_mut(index) {
-                let result = device.access(at, width, direction, value);
+                // Far fewer than 2^32.
+                let number = FIRST_ATTACHED + index as u32;
+                let tap = self.control.tap();
+                let result = if tap.is_on(number) {
+                    traced_access(tap, device, at, (width, direction, value), now)
+                } else {
+                    device.access(at, width, direction, value)
+                };
                 device.update_bitmap(&self.bitmap);
                 return result;
             }
@@ -302,9 +338,17 @@ impl<H: Host> Platform<H> {
                 direction,
                 value: result & width.mask(),
             };
-            match kind {
-                KIND_I8259 => self.pic_recorder.after(&access),
-                _ => self.pit_recorder.after(&access),
+            let (number, recorder) = match kind {
+                KIND_I8259 => (DEVICE_I8259, &mut self.pic_recorder),
+                _ => (DEVICE_I8254, &mut self.pit_recorder),
+            };
+            if self.control.tap().is_on(number) {
+                let seen = Seen::before(recorder, true, &access);
+                recorder.after(&access);
+                let entry = seen.after(recorder, &access, now);
+                self.control.tap().note(entry);
+            } else {
+                recorder.after(&access);
             }
         }
         result
@@ -338,6 +382,15 @@ impl<H: Host> Platform<H> {
             .checked_sub(FIRST_ATTACHED)
             .and_then(|index| self.attached.get(index as usize)?.as_ref());
         attached.is_none_or(|device| device.recording() == Recording::On)
+    }
+
+    /// `BACKEND_*` of device `number`.
+    pub const fn backend(&self, number: u32) -> u32 {
+        if number < FIRST_ATTACHED {
+            BACKEND_MODELLED
+        } else {
+            BACKEND_PHYSICAL
+        }
     }
 
     /// Calls `body` with the kind, the ranges, the recorder and the backend of device `number`. `None` if there is no such

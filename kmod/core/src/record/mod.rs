@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod log;
+pub mod trace;
 
 pub use log::{Entry, Log, LogView};
 

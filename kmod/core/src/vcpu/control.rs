@@ -6,6 +6,7 @@
 //! interrupts it.
 #![forbid(unsafe_code)]
 
+use crate::record::trace::Tap;
 use core::sync::atomic::{AtomicU32, Ordering};
 use pvmm_hostabi::{CpuId, Host, IrqSink, OutOfMemory, WaitQueue};
 
@@ -19,6 +20,7 @@ pub struct Control<H: Host> {
     levels: AtomicU32,
     /// Whether either has changed since they were last taken.
     changed: AtomicU32,
+    tap: Tap<H>,
     queue: H::WaitQueue,
 }
 
@@ -30,6 +32,7 @@ impl<H: Host> Control<H> {
             rose: AtomicU32::new(0),
             levels: AtomicU32::new(0),
             changed: AtomicU32::new(0),
+            tap: Tap::new()?,
             queue: H::wait_queue()?,
         })
     }
@@ -42,6 +45,11 @@ impl<H: Host> Control<H> {
     /// The window has closed.
     pub fn leave(&self) {
         self.window.store(0, Ordering::SeqCst);
+    }
+
+    /// Where accesses can be watched.
+    pub fn tap(&self) -> &Tap<H> {
+        &self.tap
     }
 
     /// Where a halted vCPU waits.

@@ -115,6 +115,8 @@ impl<H: Host> Vm<H> {
             ATTACH_DEVICE => self.attach_device(argument)?,
             DEVICE_CAPTURE => self.device_capture(argument)?,
             DEVICE_EXECUTE => self.device_execute(argument)?,
+            DEVICE_PEEK => self.device_peek(argument)?,
+            DEVICE_TRACE => self.device_trace(argument)?,
             _ => return Err(Error::NoSuchRequest),
         }
         Ok(0)

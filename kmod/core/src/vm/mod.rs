@@ -8,6 +8,7 @@
 mod cpu;
 mod device;
 mod dispatch;
+mod inspect;
 mod memory;
 #[cfg(test)]
 mod tests;

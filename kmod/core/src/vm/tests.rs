@@ -7,6 +7,8 @@ use pvmm_hostabi::sim::{Machine, SimAddressSpace, SimHost, Task};
 use pvmm_hostabi::{HostDev, HostMem, Hva, VmxUnavailable, PAGE_SIZE};
 use pvmm_uapi::*;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::vec;
+use std::vec::Vec;
 
 /// Index of the task priority in `LocalApicState::registers`.
 const TPR: usize = 8;
@@ -262,6 +264,191 @@ fn a_device_that_is_not_recorded_has_no_state_to_capture() {
             owner.request(DEVICE_CAPTURE, &capture(device + 1)),
             Err(Error::Invalid)
         );
+    });
+}
+
+/// A UART of the host, given to the guest at its own ports; its number.
+fn attached(owner: &Owner, flags: u32) -> u32 {
+    let attach = AttachDevice {
+        kind: KIND_UART16550,
+        backend: BACKEND_PHYSICAL,
+        guest_port: 0x2f8,
+        host_port: 0x2f8,
+        guest_irq: 3,
+        host_irq: 3,
+        flags,
+        ..AttachDevice::default()
+    };
+    owner
+        .request(ATTACH_DEVICE, &attach)
+        .expect("the port is free");
+    owner.answer::<AttachDevice>().device
+}
+
+/// The guest writes to ports.
+fn guest_writes(owner: &Owner, accesses: &[(u16, u64)]) {
+    use crate::iospace::{Direction, Width};
+    owner
+        .vm
+        .with_vcpu(|vcpu, _| {
+            for (port, value) in accesses {
+                vcpu.platform
+                    .port(*port, Width::W1, Direction::Write, *value, 0);
+            }
+            Ok(())
+        })
+        .expect("nobody runs it");
+}
+
+#[test]
+fn a_device_can_be_looked_at_recorded_or_not() {
+    on_a_machine_without_vtx(VM_APIC, |owner| {
+        let _uart = crate::platform::attached_tests::plugged();
+        let recorded = attached(owner, 0);
+        let array = owner.structure + PAGE_SIZE;
+        let peek = |device, count| DevicePeek {
+            device,
+            records: array,
+            count,
+            ..DevicePeek::default()
+        };
+        guest_writes(owner, &[(0x2fb, 0x13), (0x2fa, 0x07), (0x2ff, 0x55)]);
+        let look = |device, count| {
+            owner.request(DEVICE_PEEK, &peek(device, count))?;
+            Ok::<_, Error>(owner.answer::<DevicePeek>())
+        };
+        let seen = look(recorded, MAX_STATE_RECORDS).expect("there is such a device");
+        assert_eq!(
+            (seen.kind, seen.backend, seen.flags),
+            (KIND_UART16550, BACKEND_PHYSICAL, 0)
+        );
+        // What the reset wrote is in the log of the guest's recorder too; FCR and LCR were replaced.
+        assert_eq!(seen.log_bound, 4);
+        assert!((2..=4).contains(&seen.log_length), "{seen:?}");
+        let mut records = vec![StateRecord::default(); seen.count as usize];
+        for (index, record) in records.iter_mut().enumerate() {
+            let at = array + (index * size_of::<StateRecord>()) as u64;
+            owner
+                .space
+                .load(Hva(at), record.as_bytes_mut())
+                .expect("it is mapped");
+        }
+        let value = |register, origin| {
+            let mut found = records
+                .iter()
+                .filter(|record| (record.register, record.origin) == (register, origin));
+            found.next().map(|record| record.value)
+        };
+        use crate::devices::uart16550::{FCR, LCR, RBR, SCR};
+        assert_eq!(value(FCR, ORIGIN_LOG), Some(0x01));
+        assert_eq!(value(LCR, ORIGIN_READ_BACK), Some(0x13));
+        assert_eq!(value(SCR, ORIGIN_READ_BACK), Some(0x55));
+        assert_eq!(value(RBR, ORIGIN_READ_BACK), None);
+
+        let model = look(DEVICE_I8254, MAX_STATE_RECORDS).expect("every VM has one");
+        assert_eq!(model.backend, BACKEND_MODELLED);
+        assert_eq!(look(recorded, 1), Err(Error::NoSpace));
+        assert_eq!(look(recorded + 1, 8), Err(Error::Invalid));
+        let reserved = DevicePeek {
+            reserved: 1,
+            ..peek(recorded, 8)
+        };
+        assert_eq!(owner.request(DEVICE_PEEK, &reserved), Err(Error::Invalid));
+        let nowhere = DevicePeek {
+            records: 8,
+            ..peek(recorded, MAX_STATE_RECORDS)
+        };
+        assert_eq!(owner.request(DEVICE_PEEK, &nowhere), Err(Error::Fault));
+    });
+    on_a_machine_without_vtx(VM_APIC, |owner| {
+        let _uart = crate::platform::attached_tests::plugged();
+        let peek = DevicePeek {
+            device: attached(owner, ATTACH_UNRECORDED),
+            records: owner.structure + PAGE_SIZE,
+            count: MAX_STATE_RECORDS,
+            ..DevicePeek::default()
+        };
+        owner.request(DEVICE_PEEK, &peek).expect("it can be read");
+        let seen = owner.answer::<DevicePeek>();
+        assert_eq!((seen.flags, seen.log_length), (PEEK_UNRECORDED, 0));
+        assert!(seen.count > 0);
+    });
+}
+
+#[test]
+fn what_the_guest_does_to_a_device_can_be_watched() {
+    on_a_machine_without_vtx(VM_APIC, |owner| {
+        let _uart = crate::platform::attached_tests::plugged();
+        let device = attached(owner, 0);
+        let array = owner.structure + PAGE_SIZE;
+        let trace = |device, operation| DeviceTrace {
+            device,
+            operation,
+            entries: array,
+            count: 2,
+            ..DeviceTrace::default()
+        };
+        let fetch = |device| {
+            owner.request(DEVICE_TRACE, &trace(device, TRACE_FETCH))?;
+            let answer = owner.answer::<DeviceTrace>();
+            let mut entries = [TraceEntry::default(); 2];
+            owner
+                .space
+                .load(Hva(array), entries.as_bytes_mut())
+                .expect("it is mapped");
+            let values: Vec<(u16, u64)> = entries
+                .iter()
+                .take(answer.count as usize)
+                .map(|entry| (entry.register, entry.value))
+                .collect();
+            Ok::<_, Error>(values)
+        };
+        let writes = [(0x2fb, 0x83), (0x2f8, 0x0c), (0x2fb, 0x03)];
+        assert_eq!(fetch(device), Err(Error::Invalid));
+        guest_writes(owner, &writes);
+        owner
+            .request(DEVICE_TRACE, &trace(device, TRACE_START))
+            .expect("nobody watches");
+        for device in [device, DEVICE_I8259] {
+            let twice = owner.request(DEVICE_TRACE, &trace(device, TRACE_START));
+            assert_eq!(twice, Err(Error::Exists));
+        }
+        guest_writes(owner, &writes);
+        // Another device's.
+        guest_writes(owner, &[(0x20, 0x11)]);
+        use crate::devices::i8259::OCW2_EOI;
+        use crate::devices::uart16550::{DLL, LCR};
+        assert_eq!(fetch(device), Ok(vec![(LCR, 0x83), (DLL, 0x0c)]));
+        assert_eq!(fetch(device), Ok(vec![(LCR, 0x03)]));
+        assert_eq!(fetch(device), Ok(vec![]));
+        assert_eq!(fetch(DEVICE_I8259), Err(Error::Invalid));
+        let stop = |device| owner.request(DEVICE_TRACE, &trace(device, TRACE_STOP));
+        assert_eq!(stop(DEVICE_I8259), Err(Error::Invalid));
+        assert_eq!(stop(device), Ok(0));
+        assert_eq!(stop(device), Err(Error::Invalid));
+
+        owner
+            .request(DEVICE_TRACE, &trace(DEVICE_I8259, TRACE_START))
+            .expect("nobody watches any more");
+        guest_writes(owner, &[(0x20, 0x20), (0x2ff, 0)]);
+        assert_eq!(fetch(DEVICE_I8259), Ok(vec![(OCW2_EOI, 0x20)]));
+        let wrong = [
+            trace(DEVICE_I8259, 0),
+            trace(DEVICE_I8259, 4),
+            DeviceTrace {
+                reserved: 1,
+                ..trace(DEVICE_I8259, TRACE_FETCH)
+            },
+        ];
+        for wrong in wrong {
+            assert_eq!(owner.request(DEVICE_TRACE, &wrong), Err(Error::Invalid));
+        }
+        guest_writes(owner, &[(0x20, 0x20)]);
+        let nowhere = DeviceTrace {
+            entries: 8,
+            ..trace(DEVICE_I8259, TRACE_FETCH)
+        };
+        assert_eq!(owner.request(DEVICE_TRACE, &nowhere), Err(Error::Fault));
     });
 }
 
