@@ -24,6 +24,8 @@ pub enum Message {
 pub enum Event {
     /// A move's progress.
     Migration(Box<Statistics>),
+    /// What a guest has done to a device.
+    Trace(TracedAccesses),
 }
 
 /// The result of a request.
@@ -212,6 +214,123 @@ pub struct DeviceInfo {
     /// First port of the host's device, for a physical one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_port: Option<u16>,
+    /// ISA interrupt of the host's device, for a physical one that has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_irq: Option<u8>,
+    /// All its ranges of ports, in the order of its kind.
+    #[serde(default)]
+    pub ranges: Vec<PortRange>,
+    /// What its recorder keeps; absent for a device without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<DeviceLog>,
+    /// Why it cannot move, whatever the peer has, each reason with its remedy; none if nothing is known against it.
+    #[serde(default)]
+    pub obstacles: Vec<String>,
+    /// Its state, as far as it can be seen without changing it: see [`Origin`] for the order.
+    #[serde(default)]
+    pub state: Vec<StateItem>,
+    /// Why the state cannot be said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown: Option<String>,
+}
+
+/// A range of ports of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PortRange {
+    /// First port that the guest sees.
+    pub port: u16,
+    /// How many.
+    pub count: u16,
+    /// First port of the host's device, for a physical one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_port: Option<u16>,
+}
+
+/// What a recorder keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DeviceLog {
+    /// Accesses in its log.
+    pub length: u32,
+    /// Most that there can be.
+    pub bound: u32,
+    /// If the guest's accesses are recorded at all.
+    pub recorded: bool,
+    /// If one was lost because there was no room.
+    pub overflowed: bool,
+}
+
+/// Where an item of a device's state is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// The recorder's log: an access of the guest. These come first, the oldest before the others.
+    Log,
+    /// Read from the device.
+    Read,
+    /// Known to the model, whose registers do not show it.
+    Model,
+    /// Known to the daemon, in which the device lives.
+    User,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Log => "log",
+            Self::Read => "read",
+            Self::Model => "model",
+            Self::User => "user",
+        })
+    }
+}
+
+/// An item of a device's state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct StateItem {
+    /// The register's name in the kind's table.
+    pub item: String,
+    /// Its value.
+    pub value: u64,
+    /// The value in the words of the data sheet; empty if there are none.
+    pub meaning: String,
+    /// Where it is from.
+    pub origin: Origin,
+}
+
+/// Accesses of a guest to a device that is traced.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TracedAccesses {
+    /// The accesses, oldest first. There may be none: then it is only said that the trace goes on.
+    pub accesses: Vec<TracedAccess>,
+    /// Accesses since the trace began that came too fast and are not told.
+    pub lost: u64,
+}
+
+/// An access of a guest to a device that is traced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TracedAccess {
+    /// When, in nanoseconds of the guest's time.
+    pub time: u64,
+    /// The port that the guest sees.
+    pub port: u16,
+    /// If it was a write.
+    pub write: bool,
+    /// What was written or read.
+    pub value: u64,
+    /// The register that the recorder took it for; absent if the kind has none there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub register: Option<String>,
+    /// The value in the words of the data sheet; empty if there are none.
+    pub meaning: String,
+    /// If the recorder keeps it.
+    pub logged: bool,
+    /// Accesses in the recorder's log afterwards.
+    pub log_length: u16,
 }
 
 /// Groups of errors that a program may treat differently.
@@ -295,6 +414,68 @@ mod tests {
                     devices: Vec::new(),
                 }])),
                 r#"{"return":{"guests":[{"name":"a","state":"ended","end":{"reason":"error","detail":"why"},"migrating":false,"memory":67108864,"vcpus":1,"irqchip":"apic","devices":[]}]}}"#,
+            ),
+        ];
+        for (message, text) in cases {
+            assert_eq!(serde_json::to_string(&message).expect("plain data"), text);
+            assert_eq!(serde_json::from_str::<Message>(text).expect(text), message);
+        }
+    }
+
+    #[test]
+    fn the_text_of_a_device_and_of_a_trace_stays_as_it_is() {
+        let device = DeviceInfo {
+            device: "com2".into(),
+            number: Some(2),
+            guest_kind: "serial".into(),
+            real_kind: "serial".into(),
+            backend: "physical".into(),
+            location: "this host".into(),
+            port: 0x2f8,
+            irq: Some(3),
+            host_port: Some(0x3f8),
+            host_irq: Some(4),
+            ranges: vec![PortRange {
+                port: 0x2f8,
+                count: 8,
+                host_port: Some(0x3f8),
+            }],
+            log: Some(DeviceLog {
+                length: 1,
+                bound: 4,
+                recorded: true,
+                overflowed: false,
+            }),
+            obstacles: Vec::new(),
+            state: vec![StateItem {
+                item: "LCR".into(),
+                value: 0x13,
+                meaning: "8n1 DLAB=0".into(),
+                origin: Origin::Read,
+            }],
+            unknown: None,
+        };
+        let trace = TracedAccesses {
+            accesses: vec![TracedAccess {
+                time: 5,
+                port: 0x2fb,
+                write: true,
+                value: 0x13,
+                register: Some("LCR".into()),
+                meaning: "8n1 DLAB=0".into(),
+                logged: true,
+                log_length: 1,
+            }],
+            lost: 0,
+        };
+        let cases = [
+            (
+                Message::Return(Reply::Devices(vec![device])),
+                r#"{"return":{"devices":[{"device":"com2","number":2,"guest-kind":"serial","real-kind":"serial","backend":"physical","location":"this host","port":760,"irq":3,"host-port":1016,"host-irq":4,"ranges":[{"port":760,"count":8,"host-port":1016}],"log":{"length":1,"bound":4,"recorded":true,"overflowed":false},"obstacles":[],"state":[{"item":"LCR","value":19,"meaning":"8n1 DLAB=0","origin":"read"}]}]}}"#,
+            ),
+            (
+                Message::Event(Event::Trace(trace)),
+                r#"{"event":{"trace":{"accesses":[{"time":5,"port":763,"write":true,"value":19,"register":"LCR","meaning":"8n1 DLAB=0","logged":true,"log-length":1}],"lost":0}}}"#,
             ),
         ];
         for (message, text) in cases {

@@ -47,8 +47,10 @@ pub enum Request {
     MigrateRecover(Recover),
     /// How a guest's move stands or ended.
     JobInfo(Name),
-    /// A guest's devices.
+    /// A guest's devices and their state.
     Devices(Name),
+    /// What a guest does to a device, told by events until the guest ends or the client goes.
+    Trace(Trace),
 }
 
 impl Request {
@@ -70,6 +72,7 @@ impl Request {
             Self::MigrateRecover(_) => "migrate-recover",
             Self::JobInfo(_) => "job-info",
             Self::Devices(_) => "devices",
+            Self::Trace(_) => "trace",
         }
     }
 
@@ -86,6 +89,7 @@ impl Request {
             | Self::Devices(Name { name }) => Some(name),
             Self::Run(run) => Some(&run.name),
             Self::Console(console) => Some(&console.name),
+            Self::Trace(trace) => Some(&trace.name),
             Self::Migrate(migrate) | Self::MigrateCheck(migrate) => Some(&migrate.name),
             Self::MigrateRecover(recover) => Some(&recover.name),
         }
@@ -100,7 +104,8 @@ impl Request {
             | Self::Info(_)
             | Self::JobInfo(_)
             | Self::MigrateCheck(_)
-            | Self::Devices(_) => false,
+            | Self::Devices(_)
+            | Self::Trace(_) => false,
             Self::Run(_)
             | Self::Pause(_)
             | Self::Resume(_)
@@ -153,6 +158,16 @@ pub struct Console {
     pub name: String,
     /// Begin with what was printed before, as far as it is kept.
     pub backlog: bool,
+}
+
+/// Arguments of [`Request::Trace`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Trace {
+    /// The guest's name.
+    pub name: String,
+    /// The device's name in the guest, as [`Request::Devices`] tells it.
+    pub device: String,
 }
 
 /// Arguments of [`Request::Migrate`]. Names are virsh's and QMP's.
@@ -242,6 +257,13 @@ mod tests {
                     timeout_action: None,
                 })),
                 r#"{"version":1,"execute":"migrate","arguments":{"name":"a","url":"tcp:[::1]:7000","mode":"precopy","downtime-limit":300}}"#,
+            ),
+            (
+                Request::Trace(Trace {
+                    name: "a".into(),
+                    device: "com2".into(),
+                }),
+                r#"{"version":1,"execute":"trace","arguments":{"name":"a","device":"com2"}}"#,
             ),
             (
                 Request::MigrateRecover(Recover {

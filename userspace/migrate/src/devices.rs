@@ -6,7 +6,9 @@
 //! and the module executes it on the device that its own operator gave to the guest: a peer cannot reach anything else.
 
 use crate::vm::{CapturedDevice, Executed};
-use pvmm_core::devices::{self, Sink};
+use pvmm_core::devices::field::Decoded;
+pub use pvmm_core::devices::uart16550;
+use pvmm_core::devices::{self, register, Sink};
 use pvmm_uapi::{
     PlanStep, MAX_PLAN_STEPS, OUTCOME_DONE, OUTCOME_MISMATCH, OUTCOME_REFUSED, OUTCOME_TIMEOUT,
 };
@@ -107,6 +109,24 @@ pub(crate) fn register_name(kind: u32, register: u16) -> String {
         Some(name) => name.to_owned(),
         None => format!("number {register}"),
     }
+}
+
+/// The kind of this name.
+pub fn kind_number(name: &str) -> Option<u32> {
+    let mut kinds = devices::KINDS.iter();
+    Some(kinds.find(|kind| kind.name == name)?.number)
+}
+
+/// Lengths in bytes of the kind's ranges.
+pub fn ranges(kind: u32) -> &'static [u64] {
+    devices::kind(kind).map_or(&[], |kind| kind.ranges)
+}
+
+/// A register's name, and a value of it in the words of the kind's data sheet, empty if there are none. `None` for a register
+/// that the kind does not have.
+pub fn describe(kind: u32, register: u16, value: u64) -> Option<(&'static str, String)> {
+    let register = register::find(devices::kind(kind)?.registers, register)?;
+    Some((register.name, Decoded(register, value).to_string()))
 }
 
 /// The plan that brings a device of the kind into a captured state. Pure.

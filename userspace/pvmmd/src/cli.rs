@@ -32,6 +32,17 @@ const INTERRUPT: &str = "\
 daemon: it goes on if this command ends in another way, e.g. because its terminal is closed; `pvmmd job-info` shows it, \
 `pvmmd migrate-cancel` cancels it.";
 
+const DEVICES: &str = "\
+The guest goes on: registers are shown that can be read without a side effect, beside the accesses that the recorder \
+keeps because they cannot be read back. FROM says which: log (oldest first), read, model (what no register shows), user (the \
+device lives in pvmmd).";
+
+const TRACE: &str = "\
+Only accesses that exit to the monitor are seen: of a passed-through device those that must be remembered (of a UART FCR \
+and LCR, and the divisor latch while DLAB is set; none with record=off), of the interrupt controllers and the timer all. `+` \
+marks what the recorder keeps; LOG is how much it keeps then. Devices in pvmmd (com1, rtc) can't be traced. One device of a \
+guest can be traced at a time; ^C ends it.";
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -63,8 +74,12 @@ pub enum Command {
     /// Make the certificates with which the hosts of a fleet know each other.
     #[command(subcommand)]
     Cert(Cert),
-    /// Show a guest's devices and where they are.
+    /// Show a guest's devices, what state they are in and where they are.
+    #[command(after_help = DEVICES)]
     Devices(GuestOutput),
+    /// Show what a guest does to a device, while it does it.
+    #[command(after_help = TRACE)]
+    Trace(Trace),
     /// Show the kinds of devices that can be given to a guest, and their options.
     DeviceKinds(Output),
     /// Look at this host.
@@ -107,6 +122,20 @@ pub struct GuestOutput {
     #[arg(value_parser = guest_name)]
     pub name: String,
     /// Print JSON, for programs.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `trace`.
+#[derive(Debug, Args)]
+pub struct Trace {
+    /// The guest's name.
+    #[arg(value_parser = guest_name)]
+    pub name: String,
+    /// The device, by its name in `pvmmd devices`: pic, pit, com2, ...
+    #[arg(long, value_name = "DEVICE")]
+    pub device: String,
+    /// Print an access as a line of JSON, for programs.
     #[arg(long)]
     pub json: bool,
 }
@@ -413,6 +442,8 @@ mod tests {
             "migrate-recover a --discard",
             "job-info a --json",
             "devices a",
+            "devices a --json",
+            "trace a --device com2 --json",
             "capabilities --json",
             "device-kinds",
             "device-kinds --json",
@@ -484,6 +515,7 @@ mod tests {
                 &["--discard", "--resume-here"],
             ),
             ("info ..", &["letters, digits"]),
+            ("trace a", &["--device"]),
         ] {
             let error = parse(line).map(|_| ()).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");

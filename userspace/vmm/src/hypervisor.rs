@@ -8,7 +8,8 @@ use crate::memory::GuestRegion;
 use nix::errno::Errno;
 use pvmm_uapi::{
     AttachDevice, Capabilities, ChipsetState, Clock, CpuidEntry, CreateVm, DeviceExecute,
-    DirtyRange, IrqLine, PlanStep, Run, StateRecord, VcpuState,
+    DevicePeek, DirtyRange, IrqLine, PlanStep, Run, StateRecord, TraceEntry, VcpuState,
+    PEEK_OVERFLOWED, PEEK_UNRECORDED,
 };
 use std::sync::Arc;
 
@@ -66,6 +67,52 @@ pub trait VmFd: Send + Sync {
         device: u32,
         steps: &[PlanStep],
     ) -> Result<DeviceExecute, HypervisorError>;
+    /// Looks at a device without changing it.
+    fn device_peek(&self, device: u32) -> Result<PeekedDevice, HypervisorError>;
+    /// Notes what the guest does to a device from now on. Also while a vCPU runs, as the next two.
+    fn trace_start(&self, device: u32) -> Result<(), HypervisorError>;
+    /// Takes the oldest entries of a trace into `entries`: how many, and how many accesses were lost since the start.
+    fn trace_fetch(
+        &self,
+        device: u32,
+        entries: &mut [TraceEntry],
+    ) -> Result<(usize, u64), HypervisorError>;
+    /// Ends a trace.
+    fn trace_stop(&self, device: u32) -> Result<(), HypervisorError>;
+}
+
+/// What a look at a device gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeekedDevice {
+    /// `KIND_*`.
+    pub kind: u32,
+    /// `BACKEND_*`.
+    pub backend: u32,
+    /// Its log, what could be read, and what a model knows beside that, in this order.
+    pub records: Vec<StateRecord>,
+    /// Accesses in its recorder's log.
+    pub log_length: u32,
+    /// Most accesses that the log can hold.
+    pub log_bound: u32,
+    /// If the recorder sees the guest's accesses.
+    pub recorded: bool,
+    /// If the log has lost one.
+    pub overflowed: bool,
+}
+
+impl PeekedDevice {
+    /// The answer to a request, with its array.
+    pub fn new(answer: &DevicePeek, records: Vec<StateRecord>) -> Self {
+        Self {
+            kind: answer.kind,
+            backend: answer.backend,
+            records,
+            log_length: answer.log_length,
+            log_bound: answer.log_bound,
+            recorded: answer.flags & PEEK_UNRECORDED == 0,
+            overflowed: answer.flags & PEEK_OVERFLOWED != 0,
+        }
+    }
 }
 
 /// What a device's capture gave.
@@ -175,6 +222,9 @@ fn advice(request: &&'static str, errno: Errno) -> &'static str {
         }
         ("ATTACH_DEVICE", Errno::ENODEV) => "; there is no such device at the host's port",
         ("ATTACH_DEVICE", Errno::EEXIST) => "; the guest already has a device at these ports",
+        ("DEVICE_TRACE", Errno::EEXIST) => {
+            "; a device of the guest is being traced already, and one can be at a time: end that first"
+        }
         ("SET_MEMORY_REGION", Errno::EEXIST) => "; the region overlaps another one",
         (_, Errno::EBUSY) => "; a vCPU of the guest is running",
         (_, Errno::ENOMEM) => "; the host has not enough memory",

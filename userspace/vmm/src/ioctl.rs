@@ -7,7 +7,7 @@
 //! while a request lasts, and the guest memory that was registered, until the virtual machine ends.
 #![allow(unsafe_code)]
 
-use crate::hypervisor::{CapturedDevice, Hypervisor, HypervisorError, VmFd};
+use crate::hypervisor::{CapturedDevice, Hypervisor, HypervisorError, PeekedDevice, VmFd};
 use crate::memory::GuestRegion;
 use nix::errno::Errno;
 use pvmm_uapi::*;
@@ -302,6 +302,57 @@ impl VmFd for DevVm {
         // SAFETY: the argument names `steps`, which the kernel only reads, for `count` elements for the whole call.
         unsafe { request(&self.file, "DEVICE_EXECUTE", DEVICE_EXECUTE, &mut argument)? };
         Ok(argument)
+    }
+
+    fn device_peek(&self, device: u32) -> Result<PeekedDevice, HypervisorError> {
+        let mut records = vec![StateRecord::default(); MAX_STATE_RECORDS as usize];
+        let mut argument = DevicePeek {
+            device,
+            records: records.as_mut_ptr() as u64,
+            count: MAX_STATE_RECORDS,
+            ..Default::default()
+        };
+        // SAFETY: the argument names `records`, exclusively ours, writable for `count` elements for the whole call.
+        unsafe { request(&self.file, "DEVICE_PEEK", DEVICE_PEEK, &mut argument)? };
+        records.truncate(argument.count as usize);
+        Ok(PeekedDevice::new(&argument, records))
+    }
+
+    fn trace_start(&self, device: u32) -> Result<(), HypervisorError> {
+        self.trace(device, TRACE_START)
+    }
+
+    fn trace_fetch(
+        &self,
+        device: u32,
+        entries: &mut [TraceEntry],
+    ) -> Result<(usize, u64), HypervisorError> {
+        let mut argument = DeviceTrace {
+            device,
+            operation: TRACE_FETCH,
+            entries: entries.as_mut_ptr() as u64,
+            count: length(entries)?,
+            ..Default::default()
+        };
+        // SAFETY: the argument names `entries`, exclusively ours, writable for `count` elements for the whole call.
+        unsafe { request(&self.file, "DEVICE_TRACE", DEVICE_TRACE, &mut argument)? };
+        Ok(((argument.count as usize).min(entries.len()), argument.lost))
+    }
+
+    fn trace_stop(&self, device: u32) -> Result<(), HypervisorError> {
+        self.trace(device, TRACE_STOP)
+    }
+}
+
+impl DevVm {
+    /// A trace's start or end, which has no array.
+    fn trace(&self, device: u32, operation: u32) -> Result<(), HypervisorError> {
+        let argument = DeviceTrace {
+            device,
+            operation,
+            ..Default::default()
+        };
+        request_ref(&self.file, "DEVICE_TRACE", DEVICE_TRACE, &argument)
     }
 }
 

@@ -4,7 +4,7 @@
 //! Made either to boot a kernel ([`Vm::boot`]) or empty, to receive a guest's state ([`Vm::prepare`]). It is born
 //! paused. All methods may be called from any thread.
 //!
-//! Lock order: `pause` or `end`, then `owned`, then the devices'.
+//! Lock order: `pause` or `end`, then `owned`, then `alone`, then the devices'.
 
 use crate::acpi;
 use crate::boot::{self, BootSource};
@@ -14,13 +14,13 @@ use crate::console::Console;
 use crate::cpuid;
 use crate::error::VmmError;
 use crate::host_device::{HostDevices, Taken};
-use crate::hypervisor::{Hypervisor, VmFd};
+use crate::hypervisor::{Hypervisor, PeekedDevice, VmFd};
 use crate::memory::GuestRam;
 use crate::rtc::{self, Rtc};
 use crate::spec::{DeviceSpec, IrqChip};
 use crate::vcpu::{End, Vcpu};
 use pvmm_uapi::{
-    AttachDevice, Clock, CpuidEntry, CreateVm, IrqLine, ATTACH_UNRECORDED, BACKEND_PHYSICAL,
+    AttachDevice, Clock, CpuidEntry, CreateVm, IrqLine, TraceEntry, ATTACH_UNRECORDED, BACKEND_PHYSICAL,
     CLOCK_STOPPED, KIND_PARALLEL, KIND_UART16550, NO_IRQ, VM_APIC,
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -82,6 +82,8 @@ pub struct Vm {
     console: Console,
     owned: Mutex<Option<Owned>>,
     pause: Mutex<Pause>,
+    /// See [`Vm::alone`].
+    alone: Mutex<()>,
     end: Mutex<Option<End>>,
 }
 
@@ -181,6 +183,7 @@ impl Vm {
                 paused: true,
                 clock: Some(clock),
             }),
+            alone: Mutex::new(()),
             end: Mutex::new(None),
         })
     }
@@ -265,6 +268,52 @@ impl Vm {
                 .end()
                 .map_or_else(|| "ending".into(), |end| end.to_string()),
         })
+    }
+
+    /// To be held over a request about a stopped vCPU or a device: of two that meet in the module one would fail with
+    /// `EBUSY`.
+    pub fn alone(&self) -> MutexGuard<'_, ()> {
+        lock(&self.alone)
+    }
+
+    /// Looks at devices without changing them, one after the other. A guest that runs is stopped for that between two
+    /// instructions, for as long as some requests to the module take; its time goes on.
+    pub fn peek_devices(&self, devices: &[u32]) -> Result<Vec<PeekedDevice>, VmmError> {
+        // Held to the end: whoever pauses the guest now waits until it has been let go on.
+        let pause = lock(&self.pause);
+        self.with_owned(|owned| {
+            if !pause.paused {
+                owned.vcpu.pause()?;
+            }
+            let peeked = {
+                let _alone = self.alone();
+                let peeked = devices.iter().map(|device| owned.fd.device_peek(*device));
+                peeked.collect::<Result<Vec<_>, _>>()
+            };
+            if !pause.paused {
+                owned.vcpu.resume()?;
+            }
+            Ok(peeked?)
+        })
+    }
+
+    /// Notes what the guest does to a device from now on, until [`Self::trace_stop`].
+    pub fn trace_start(&self, device: u32) -> Result<(), VmmError> {
+        self.with_owned(|owned| Ok(owned.fd.trace_start(device)?))
+    }
+
+    /// Takes the oldest entries of a trace: how many, and how many accesses were lost since the start.
+    pub fn trace_fetch(
+        &self,
+        device: u32,
+        entries: &mut [TraceEntry],
+    ) -> Result<(usize, u64), VmmError> {
+        self.with_owned(|owned| Ok(owned.fd.trace_fetch(device, entries)?))
+    }
+
+    /// Ends a trace.
+    pub fn trace_stop(&self, device: u32) -> Result<(), VmmError> {
+        self.with_owned(|owned| Ok(owned.fd.trace_stop(device)?))
     }
 
     /// If it has been paused by [`Self::pause`] or has never been resumed.

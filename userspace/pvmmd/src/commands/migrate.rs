@@ -37,7 +37,9 @@ pub fn migrate(socket: &Path, options: Migrate) -> Result<(), Failure> {
     let mut progress = Progress::new(options.json);
     let begun = cancel_on_interrupt(socket.to_owned(), name.clone(), progress.bar())?;
     let result = client.call_with_events(Request::Migrate(Box::new(request)), |event| {
-        let Event::Migration(statistics) = event;
+        let Event::Migration(statistics) = event else {
+            return;
+        };
         // Only the first matters, and nobody may be listening.
         let _ = begun.send(());
         progress.show(&statistics);

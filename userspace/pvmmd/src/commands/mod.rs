@@ -3,12 +3,14 @@
 
 mod cert;
 mod console;
+mod devices;
 mod dry_run;
 mod host;
 mod migrate;
 mod output;
 pub mod serve;
 mod show;
+mod trace;
 
 use crate::cert::CertError;
 use crate::cli::{self, Cli, Command};
@@ -97,7 +99,8 @@ pub fn execute(cli: Cli) -> Result<(), Failure> {
         Command::MigrateRecover(options) => recover(socket, options),
         Command::JobInfo(guest) => migrate::job_info(socket, guest),
         Command::Cert(command) => cert::execute(command),
-        Command::Devices(guest) => show::devices(socket, guest),
+        Command::Devices(guest) => devices::devices(socket, guest),
+        Command::Trace(options) => trace::trace(socket, options),
         Command::DeviceKinds(output) => host::device_kinds(output.json),
         Command::Host(cli::Host::Devices(output)) => host::devices(socket, output.json),
         Command::Capabilities(output) => show::capabilities(socket, output.json),

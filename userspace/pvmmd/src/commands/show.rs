@@ -10,11 +10,11 @@ use pvmm_vmm::IrqChip;
 use serde::Serialize;
 use std::path::Path;
 
-fn ask(socket: &Path, request: Request) -> Result<Reply, Failure> {
+pub(super) fn ask(socket: &Path, request: Request) -> Result<Reply, Failure> {
     Ok(Client::connect(socket)?.call(request)?)
 }
 
-fn unexpected<T>() -> Result<T, Failure> {
+pub(super) fn unexpected<T>() -> Result<T, Failure> {
     Err(ClientError::Unexpected.into())
 }
 
@@ -82,42 +82,6 @@ pub fn info(socket: &Path, options: GuestOutput) -> Result<(), Failure> {
     )?;
     for device in &guest.devices {
         out!("device:   {device}")?;
-    }
-    Ok(())
-}
-
-/// `pvmmd devices`.
-pub fn devices(socket: &Path, options: GuestOutput) -> Result<(), Failure> {
-    let Reply::Devices(devices) = ask(socket, Request::Devices(Name { name: options.name }))?
-    else {
-        return unexpected();
-    };
-    if options.json {
-        return json(&devices);
-    }
-    out!(
-        "{:<8} {:<10} {:<10} {:<9} {:<7} {:<4} LOCATION",
-        "DEVICE",
-        "KIND",
-        "REAL KIND",
-        "BACKEND",
-        "PORT",
-        "IRQ"
-    )?;
-    for device in devices {
-        out!(
-            "{:<8} {:<10} {:<10} {:<9} {:<7} {:<4} {}{}",
-            device.device,
-            device.guest_kind,
-            device.real_kind,
-            device.backend,
-            format!("{:#x}", device.port),
-            device.irq.map_or("-".into(), |irq| irq.to_string()),
-            device.location,
-            device
-                .host_port
-                .map_or(String::new(), |port| format!(", port {port:#x}")),
-        )?;
     }
     Ok(())
 }

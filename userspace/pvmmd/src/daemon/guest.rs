@@ -169,6 +169,17 @@ impl Guest {
         }
     }
 
+    /// If its devices are in a state to be looked at: it is not arriving.
+    pub fn check_here(&self) -> Result<(), ControlError> {
+        match &*lock(&self.stage) {
+            Stage::Arriving => Err(ControlError::failed(format!(
+                "guest \"{}\" is still arriving from a peer",
+                self.name
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// The move that goes on, or the last one.
     pub fn current_move(&self) -> Option<Arc<Move>> {
         lock(&self.last_move).clone()

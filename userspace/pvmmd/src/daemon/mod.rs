@@ -9,6 +9,7 @@
 
 pub mod console;
 pub mod control;
+mod device_table;
 pub mod guest;
 mod move_check;
 pub mod moves;
@@ -16,6 +17,7 @@ pub mod requests;
 pub mod server;
 pub mod source;
 pub mod target;
+mod trace;
 
 use guest::Guest;
 use pvmm_control::{ControlError, ErrorClass, GuestState};

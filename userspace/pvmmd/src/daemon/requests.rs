@@ -5,7 +5,7 @@ use super::guest::Guest;
 use super::move_check::move_check;
 use super::moves::{self, Move};
 use super::source::module_version;
-use super::{Claim, Daemon};
+use super::{device_table, trace, Claim, Daemon};
 use pvmm_control::reply::{DeviceInfo, HostCapabilities, Version};
 use pvmm_control::request::{Name, Run};
 use pvmm_control::{ControlError, Event, Reply, Request};
@@ -84,7 +84,11 @@ impl Daemon {
             ))),
             Request::Devices(Name { name }) => {
                 let guest = self.guest(&name)?;
-                Ok(Reply::Devices(devices(&guest)))
+                Ok(Reply::Devices(device_table::table(&guest)))
+            }
+            Request::Trace(request) => {
+                let guest = self.guest(&request.name)?;
+                trace::follow(&guest, &request.device, on_event)
             }
         }
     }
@@ -197,7 +201,7 @@ fn follow(current: &Move, on_event: &mut dyn FnMut(Event) -> std::io::Result<()>
     }
 }
 
-/// A guest's devices: those of every guest, then those that were attached.
+/// A guest's devices: those of every guest, then those that were attached. Without their state.
 pub(super) fn devices(guest: &Guest) -> Vec<DeviceInfo> {
     let info = |device: &str, number, kind: &str, backend: &str, port, irq| DeviceInfo {
         device: device.into(),
@@ -213,6 +217,12 @@ pub(super) fn devices(guest: &Guest) -> Vec<DeviceInfo> {
         port,
         irq,
         host_port: None,
+        host_irq: None,
+        ranges: Vec::new(),
+        log: None,
+        obstacles: Vec::new(),
+        state: Vec::new(),
+        unknown: None,
     };
     let name = |kind| kind_name(kind).unwrap_or("unknown");
     let mut devices = vec![
@@ -248,6 +258,7 @@ pub(super) fn devices(guest: &Guest) -> Vec<DeviceInfo> {
         let same = before.filter(|other| other.spec.kind == spec.kind).count();
         devices.push(DeviceInfo {
             host_port: Some(spec.host_port()),
+            host_irq: attached.spec.host_irq,
             ..info(
                 &format!("{}{}", spec.kind.device, spec.kind.first_device + same),
                 Some(attached.number),

@@ -192,10 +192,12 @@ impl SourceVm for Leaving {
     }
 
     fn capture_vcpu(&mut self, vcpu: u32) -> Result<VcpuState, VmError> {
+        let _alone = self.vm.alone();
         Ok(*self.fd()?.vcpu_state(vcpu)?)
     }
 
     fn capture_chipset(&mut self) -> Result<ChipsetState, VmError> {
+        let _alone = self.vm.alone();
         Ok(self.fd()?.chipset_state()?)
     }
 
@@ -204,6 +206,7 @@ impl SourceVm for Leaving {
     }
 
     fn capture_device(&mut self, device: u32) -> Result<CapturedDevice, CaptureFailure> {
+        let _alone = self.vm.alone();
         let captured = match self.fd()?.device_capture(device) {
             Ok(captured) => captured,
             Err(HypervisorError::NotAtRest { register, .. }) => {
@@ -219,6 +222,7 @@ impl SourceVm for Leaving {
     }
 
     fn execute(&mut self, device: u32, steps: &[PlanStep]) -> Result<Executed, VmError> {
+        let _alone = self.vm.alone();
         execute(&*self.fd()?, device, steps)
     }
 

@@ -92,8 +92,9 @@ pub trait Machine {
     fn migrate(&self, name: &str, to: &Url) -> (Result<Reply, ClientError>, Vec<Statistics>) {
         let mut events = Vec::new();
         let result = self.client().call_with_events(move_of(name, to), |event| {
-            let Event::Migration(statistics) = event;
-            events.push(*statistics);
+            if let Event::Migration(statistics) = event {
+                events.push(*statistics);
+            }
         });
         (result, events)
     }

@@ -5,6 +5,7 @@ mod access;
 mod cable;
 mod cancel;
 mod crash;
+mod devices;
 mod doubt;
 mod dry_run;
 mod guests;

@@ -57,6 +57,8 @@ const REQUESTS: &[Rule] = &one_of!(
         uapi::ATTACH_DEVICE,
         uapi::DEVICE_CAPTURE,
         uapi::DEVICE_EXECUTE,
+        uapi::DEVICE_PEEK,
+        uapi::DEVICE_TRACE,
         // Sockets that do not block, and whether a file is a terminal.
         FIONBIO,
         TCGETS,

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The fake machine's recorded devices: the core's own models and recorders, and a UART and a parallel port of registers without a line.
 
-use crate::hypervisor::CapturedDevice;
+use crate::hypervisor::{CapturedDevice, PeekedDevice};
 use nix::errno::Errno;
 use pvmm_core::devices::{kind, RecorderState, Sink};
+use pvmm_core::iospace::Access;
 use pvmm_core::iospace::{Location, Width};
 use pvmm_core::models::i8254::I8254;
 use pvmm_core::models::i8259::I8259Pair;
-use pvmm_core::record::Recorded;
+use pvmm_core::record::trace::Seen;
+use pvmm_core::record::{Recorded, Recorder};
 use pvmm_core::replay::{execute, Backend, Outcome, Timing};
 use pvmm_uapi::*;
 use std::time::{Duration, Instant};
@@ -151,15 +153,43 @@ impl Device {
         }
     }
 
-    /// A guest's write at `offset` of `range`, seen by the recorder.
-    pub fn write(&mut self, now: u64, range: u8, offset: u64, value: u8) {
+    /// A guest's write at `offset` of `range`, seen by the recorder. What a trace says of it.
+    pub fn write(&mut self, now: u64, range: u8, offset: u64, value: u8) -> TraceEntry {
+        let access = Access::write(Location::new(range, offset), Width::W1, value.into());
         self.with(now, |recorder, backend| {
-            Recorded { backend, recorder }.write(
-                Location::new(range, offset),
-                Width::W1,
-                value.into(),
-            );
-        });
+            let seen = Seen::before(recorder, true, &access);
+            backend.write(access.at, access.width, access.value);
+            recorder.after(&access);
+            seen.after(recorder, &access, now)
+        })
+    }
+
+    /// Looks at the device.
+    pub fn peek(&mut self, now: u64, recorded: bool) -> Result<PeekedDevice, Errno> {
+        let mut storage = vec![StateRecord::default(); MAX_STATE_RECORDS as usize];
+        let mut sink = Sink::new(&mut storage);
+        let backend = match self.model {
+            Model::Uart(_) => BACKEND_PHYSICAL,
+            Model::Pic(_) | Model::Pit(_) => BACKEND_MODELLED,
+        };
+        let answer = self.with(now, |recorder, backend_of| {
+            let log = recorder.log();
+            let mut flags = if recorded { 0 } else { PEEK_UNRECORDED };
+            if log.overflowed {
+                flags |= PEEK_OVERFLOWED;
+            }
+            let answer = DevicePeek {
+                kind: recorder.number(),
+                backend,
+                log_length: log.entries.len() as u32,
+                log_bound: log.bound as u32,
+                flags,
+                ..DevicePeek::default()
+            };
+            let peeked = recorder.peek(recorded, backend_of, &mut sink);
+            peeked.map(|()| answer).map_err(|_| Errno::ENOSPC)
+        })?;
+        Ok(PeekedDevice::new(&answer, sink.as_slice().to_vec()))
     }
 
     /// Captures the state.

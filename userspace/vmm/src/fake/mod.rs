@@ -4,18 +4,18 @@
 //! The guest's whole state is its memory and its vCPU's registers, so it can be moved. It prints `beat N` lines on COM1,
 //! writes N into a page of memory before each, and echoes what it receives, except: `q` powers it off, `r` resets it,
 //! `k` does so by port 64h, `t` is a triple fault, `h` halts it, `x` makes the monitor fail, `f` makes the vCPU's thread open a
-//! file and prints `+` or `-`, `p` makes it panic. A beat whose memory does not
+//! file and prints `+` or `-`, `p` makes it panic, `w` programs its 8259 and 8254 once more. A beat whose memory does not
 //! hold the last one's number prints `LOST`. Its 8259 and 8254 are the core's models behind the core's recorders.
 
 mod devices;
 
 use crate::com1;
-use crate::hypervisor::{CapturedDevice, Hypervisor, HypervisorError, VmFd};
+use crate::hypervisor::{CapturedDevice, Hypervisor, HypervisorError, PeekedDevice, VmFd};
 use crate::memory::GuestRegion;
 use devices::{Device, BOOT_WRITES};
 use nix::errno::Errno;
 use pvmm_uapi::*;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestMemoryRegion, MemoryRegionAddress};
@@ -109,6 +109,7 @@ impl Hypervisor for FakeHypervisor {
                 chipset: ChipsetState::default(),
                 dirty: None,
                 attached: Vec::new(),
+                trace: None,
                 devices: [KIND_I8259, KIND_I8254]
                     .into_iter()
                     .filter_map(Device::new)
@@ -147,6 +148,8 @@ struct Inner {
     attached: Vec<AttachDevice>,
     /// By their numbers.
     devices: Vec<Device>,
+    /// The traced device's number, and what it was seen to do.
+    trace: Option<(u32, VecDeque<TraceEntry>)>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -214,6 +217,22 @@ impl Inner {
         .into_bytes()
     }
 
+    /// The guest programs its devices.
+    fn program_devices(&mut self) {
+        let now = self.now().vm_ns;
+        for (number, range, offset, value) in BOOT_WRITES {
+            let Some(device) = self.devices.get_mut(*number as usize) else {
+                continue;
+            };
+            let entry = device.write(now, *range, *offset, *value);
+            if let Some((traced, entries)) = &mut self.trace {
+                if traced == number {
+                    entries.push_back(entry);
+                }
+            }
+        }
+    }
+
     /// Advances the guest to its next exit.
     fn step(&mut self, run: &mut Run) -> bool {
         let io = |run: &mut Run, port: u64, write: Option<u8>| {
@@ -250,6 +269,10 @@ impl Inner {
                     }
                     b'f' => io(run, port, Some(open_a_file())),
                     b'p' => panic!("the guest has asked for it"),
+                    b'w' => {
+                        self.program_devices();
+                        io(run, port, Some(b'w'));
+                    }
                     byte => io(run, port, Some(byte)),
                 }
                 true
@@ -276,12 +299,7 @@ impl Inner {
             // The entry point of whatever kernel was loaded.
             _ => {
                 cpu.rip = READ_LSR;
-                let now = self.now().vm_ns;
-                for (device, range, offset, value) in BOOT_WRITES {
-                    if let Some(device) = self.devices.get_mut(*device as usize) {
-                        device.write(now, *range, *offset, *value);
-                    }
-                }
+                self.program_devices();
                 false
             }
         }
@@ -446,6 +464,65 @@ impl VmFd for FakeVm {
             step: outcome.step,
             found: outcome.found,
         })
+    }
+
+    fn device_peek(&self, device: u32) -> Result<PeekedDevice, HypervisorError> {
+        let failed = |errno| HypervisorError::request("DEVICE_PEEK", errno);
+        let _running = self.running.try_lock().map_err(|_| failed(Errno::EBUSY))?;
+        let mut inner = lock(&self.inner);
+        let now = inner.now().vm_ns;
+        let first = inner.devices.len() - inner.attached.len();
+        let attached = (device as usize).checked_sub(first);
+        let recorded = attached
+            .and_then(|index| inner.attached.get(index))
+            .is_none_or(|attached| attached.flags & ATTACH_UNRECORDED == 0);
+        let device = inner.devices.get_mut(device as usize);
+        device
+            .ok_or(failed(Errno::EINVAL))?
+            .peek(now, recorded)
+            .map_err(failed)
+    }
+
+    fn trace_start(&self, device: u32) -> Result<(), HypervisorError> {
+        let mut inner = lock(&self.inner);
+        if inner.trace.is_some() {
+            return Err(HypervisorError::request("DEVICE_TRACE", Errno::EEXIST));
+        }
+        inner.trace = Some((device, VecDeque::new()));
+        Ok(())
+    }
+
+    fn trace_fetch(
+        &self,
+        device: u32,
+        entries: &mut [TraceEntry],
+    ) -> Result<(usize, u64), HypervisorError> {
+        self.traced(device, |waiting| {
+            let count = entries.len().min(waiting.len());
+            for (place, entry) in entries.iter_mut().zip(waiting.drain(..count)) {
+                *place = entry;
+            }
+            (count, 0)
+        })
+    }
+
+    fn trace_stop(&self, device: u32) -> Result<(), HypervisorError> {
+        self.traced(device, |_| ())?;
+        lock(&self.inner).trace = None;
+        Ok(())
+    }
+}
+
+impl FakeVm {
+    fn traced<T>(
+        &self,
+        device: u32,
+        action: impl FnOnce(&mut VecDeque<TraceEntry>) -> T,
+    ) -> Result<T, HypervisorError> {
+        match &mut lock(&self.inner).trace {
+            Some((traced, entries)) if *traced == device => Ok(action(entries)),
+            _ => Err(HypervisorError::request("DEVICE_TRACE", Errno::EINVAL)),
+        }
     }
 }
 
