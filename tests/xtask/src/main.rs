@@ -9,6 +9,7 @@ mod bench;
 mod checks;
 mod demo;
 mod dependencies;
+mod docs;
 mod error;
 mod fetch;
 mod fuzz;
@@ -41,6 +42,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Give every decoder of foreign bytes made-up ones, for a minute each (`test` does so briefly)
     Fuzz(fuzz::Arguments),
+    /// Write the documents that are made from the code, after a change of a register table (`test` compares them)
+    Docs,
     /// Build pvmm.ko
     Module(module::Arguments),
     /// Boot emulated machines by hand
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
+        Command::Docs => docs::write(),
         Command::Module(arguments) => module::run(&arguments),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::Fetch => fetch::fetch(),

@@ -10,6 +10,7 @@ use pvmm_lab::{sandbox, PREPARED};
 
 use crate::checks::Checks;
 use crate::dependencies;
+use crate::docs;
 use crate::error::{file, start, Error, Result};
 use crate::fuzz;
 use crate::paths;
@@ -72,6 +73,7 @@ fn source(checks: &mut Checks) {
     );
     checks.check("direction of dependencies", "1 s", dependencies::check);
     checks.check("size of the Linux port", "1 s", port_size::check);
+    checks.check("register tables and their document", "1 s", docs::check);
     let lints = [
         "clippy",
         "--quiet",
