@@ -5,7 +5,7 @@
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use pvmm_e2e::guest::{check_kernel_logs, console, daemon, migrate, start, wait_for, APIC, LIMIT};
+use pvmm_e2e::guest::{check_logs, console, daemon, migrate, start, wait_for, APIC, LIMIT};
 use pvmm_e2e::{on_lab, TestResult};
 use pvmm_guest::printout;
 use pvmm_lab::daemon::load_module;
@@ -78,6 +78,6 @@ fn a_print_job_that_moves_cut_comes_out_whole_across_two_printers() -> TestResul
         printout::check(&[&first[..], &second, rest].concat(), LINES)?;
         // Otherwise nothing was cut.
         assert!(!first.is_empty() && !second.is_empty() && !rest.is_empty());
-        check_kernel_logs(&mut [&mut one, &mut two])
+        check_logs(&mut [&mut one, &mut two])
     })
 }

@@ -117,11 +117,6 @@ pub fn kind_number(name: &str) -> Option<u32> {
     Some(kinds.find(|kind| kind.name == name)?.number)
 }
 
-/// Lengths in bytes of the kind's ranges.
-pub fn ranges(kind: u32) -> &'static [u64] {
-    devices::kind(kind).map_or(&[], |kind| kind.ranges)
-}
-
 /// A register's name, and a value of it in the words of the kind's data sheet, empty if there are none. `None` for a register
 /// that the kind does not have.
 pub fn describe(kind: u32, register: u16, value: u64) -> Option<(&'static str, String)> {

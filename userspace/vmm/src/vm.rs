@@ -20,8 +20,8 @@ use crate::rtc::{self, Rtc};
 use crate::spec::{DeviceSpec, IrqChip};
 use crate::vcpu::{End, Vcpu};
 use pvmm_uapi::{
-    AttachDevice, Clock, CpuidEntry, CreateVm, IrqLine, TraceEntry, ATTACH_UNRECORDED, BACKEND_PHYSICAL,
-    CLOCK_STOPPED, KIND_PARALLEL, KIND_UART16550, NO_IRQ, VM_APIC,
+    AttachDevice, Clock, CpuidEntry, CreateVm, IrqLine, TraceEntry, ATTACH_UNRECORDED,
+    BACKEND_PHYSICAL, CLOCK_STOPPED, KIND_PARALLEL, KIND_UART16550, NO_IRQ, VM_APIC,
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;

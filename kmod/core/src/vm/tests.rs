@@ -272,8 +272,8 @@ fn attached(owner: &Owner, flags: u32) -> u32 {
     let attach = AttachDevice {
         kind: KIND_UART16550,
         backend: BACKEND_PHYSICAL,
-        guest_port: 0x2f8,
-        host_port: 0x2f8,
+        guest_ports: [0x2f8, 0, 0, 0],
+        host_ports: [0x2f8, 0, 0, 0],
         guest_irq: 3,
         host_irq: 3,
         flags,

@@ -7,7 +7,7 @@
 use super::guest::Guest;
 use super::requests::devices;
 use pvmm_control::reply::{DeviceInfo, DeviceLog, Origin, PortRange, StateItem};
-use pvmm_migrate::devices::{describe, kind_number, ranges, uart16550 as uart};
+use pvmm_migrate::devices::{describe, uart16550 as uart};
 use pvmm_uapi::*;
 use pvmm_vmm::hypervisor::PeekedDevice;
 use pvmm_vmm::{com1, rtc, Vm};
@@ -53,13 +53,13 @@ pub fn table(guest: &Guest) -> Vec<DeviceInfo> {
 pub fn places(guest: &Guest) -> Vec<DeviceInfo> {
     let mut places = devices(guest);
     for info in &mut places {
-        info.ranges = port_ranges(info);
+        info.ranges = port_ranges(guest, info);
     }
     places
 }
 
 /// Where the guest, and the host, has a device's ranges.
-fn port_ranges(info: &DeviceInfo) -> Vec<PortRange> {
+fn port_ranges(guest: &Guest, info: &DeviceInfo) -> Vec<PortRange> {
     let range = |port, count| PortRange {
         port,
         count,
@@ -70,14 +70,22 @@ fn port_ranges(info: &DeviceInfo) -> Vec<PortRange> {
         Some(DEVICE_I8254) => vec![range(0x40, 4), range(0x61, 1)],
         None if info.device == com1::STATE_NAME => vec![range(com1::PORT, com1::PORTS)],
         None => vec![range(rtc::PORT, rtc::PORTS)],
-        Some(_) => {
-            let lengths = kind_number(&info.guest_kind).map_or(&[][..], ranges);
-            // What is attached so far has one range. A range has far less than 2^16 ports.
-            let first = lengths.first().map(|bytes| PortRange {
-                host_port: info.host_port,
-                ..range(info.port, *bytes as u16)
-            });
-            first.into_iter().collect()
+        Some(number) => {
+            let mut attached = guest.devices().iter();
+            let spec = attached
+                .find(|attached| attached.number == number)
+                .map(|attached| attached.spec);
+            spec.iter()
+                .flat_map(|spec| {
+                    let places = spec.guest_ports().into_iter().zip(spec.host_ports);
+                    places
+                        .zip(spec.kind.lengths())
+                        .map(|((port, host), count)| PortRange {
+                            host_port: Some(host),
+                            ..range(port, count)
+                        })
+                })
+                .collect()
         }
     }
 }

@@ -169,7 +169,7 @@ impl Device {
         let mut storage = vec![StateRecord::default(); MAX_STATE_RECORDS as usize];
         let mut sink = Sink::new(&mut storage);
         let backend = match self.model {
-            Model::Uart(_) => BACKEND_PHYSICAL,
+            Model::Uart(_) | Model::Parallel(_) => BACKEND_PHYSICAL,
             Model::Pic(_) | Model::Pit(_) => BACKEND_MODELLED,
         };
         let answer = self.with(now, |recorder, backend_of| {
