@@ -14,7 +14,6 @@
 //! | `pvmm.status_ms=` | 1000 | period of the status lines, in ms, 100 to 60,000 |
 //! | `pvmm.com2=0\|1` | 1 | use COM2, if the kernel found it |
 //! | `pvmm.baud=` | 115200 | speed of COM2 |
-//! | `pvmm.print=` | 0 | lines to print on the first parallel port, 0 to 1,000,000 |
 //! | `pvmm.exit_after=` | none | seconds from `READY` until everything is verified, summed up and the guest ends |
 //! | `pvmm.exit=poweroff\|reboot\|halt` | `poweroff` with ACPI, else `reboot` | how it ends |
 
@@ -231,8 +230,6 @@ pub struct Config {
     pub com2: bool,
     /// `pvmm.baud`
     pub baud: u32,
-    /// `pvmm.print`, lines
-    pub print: u32,
     /// `pvmm.exit_after`
     pub exit_after: Option<Duration>,
     /// `pvmm.exit`
@@ -252,7 +249,6 @@ impl Default for Config {
             status: Duration::from_millis(1000),
             com2: true,
             baud: 115_200,
-            print: 0,
             exit_after: None,
             exit: None,
         }
@@ -294,7 +290,6 @@ impl Config {
             "status_ms" => self.status = ms(value, (100, 60_000))?,
             "com2" => self.com2 = switch(value)?,
             "baud" => self.baud = baud(value)?,
-            "print" => self.print = number(value, (0, 1_000_000))?,
             "exit_after" => {
                 let seconds = number(value, (1, 1_000_000))?;
                 self.exit_after = Some(Duration::from_secs(seconds.into()));
@@ -324,7 +319,7 @@ mod tests {
     fn every_parameter_is_read() {
         let (config, errors) = Config::from_cmdline(
             "quiet pvmm.load=fast pvmm.rate=9 pvmm.memory=50 pvmm.workers=3 pvmm.gap_ms=77 \
-             pvmm.tick_ms=10 pvmm.heartbeat_ms=250 pvmm.status_ms=500 pvmm.com2=0 pvmm.baud=9600 pvmm.print=40 \
+             pvmm.tick_ms=10 pvmm.heartbeat_ms=250 pvmm.status_ms=500 pvmm.com2=0 pvmm.baud=9600 \
              pvmm.exit_after=12 pvmm.exit=halt\n",
         );
         assert_eq!(errors, []);
@@ -339,7 +334,6 @@ mod tests {
             status: Duration::from_millis(500),
             com2: false,
             baud: 9600,
-            print: 40,
             exit_after: Some(Duration::from_secs(12)),
             exit: Some(Exit::Halt),
         };

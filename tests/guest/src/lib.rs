@@ -34,7 +34,6 @@ pub mod kernel_log;
 pub mod memory;
 pub mod message;
 pub mod pattern;
-pub mod printout;
 pub mod timers;
 pub mod transcript;
 

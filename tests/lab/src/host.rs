@@ -13,7 +13,7 @@ use pvmm_agent::{Frame, Request, MAX_PAYLOAD, PORT};
 use crate::conversation;
 use crate::error::{file, start, LabError, Result};
 use crate::image::Image;
-use crate::machine::{self, Card, Emulator, MachineConfig, PRINTOUT};
+use crate::machine::{self, Card, Emulator, MachineConfig};
 use crate::net::{Net, Wire};
 use crate::process::tail_of;
 use crate::serial::SerialLine;
@@ -183,19 +183,6 @@ impl Host {
     /// The far end of its second serial port (a 16550A at 2F8h, IRQ 3).
     pub fn com2(&self) -> &SerialLine {
         &self.com2
-    }
-
-    /// What the printer at its parallel port has printed; only Bochs has one.
-    ///
-    /// # Errors
-    /// [`crate::LabError::File`].
-    pub fn printout(&self) -> Result<Vec<u8>> {
-        let path = self.folder.join(PRINTOUT);
-        match fs::read(&path) {
-            // Made with the first byte.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-            read => read.map_err(file("can't read", &path)),
-        }
     }
 
     /// File that holds what it has printed on its console.

@@ -175,27 +175,20 @@ fn initramfs(
     cpio.finish().map_err(broken("can't write the archive of"))
 }
 
-/// The initramfs of a guest that runs on a host: nothing but its `init`, linked statically, and kernel modules that it
-/// loads itself.
+/// The initramfs of a guest that runs on a host: nothing but its `init`, linked statically.
 ///
 /// # Errors
-/// [`crate::LabError::File`] if `init` or a module can't be read.
-pub fn guest_initramfs(init: &Path, modules: &[PathBuf]) -> Result<Vec<u8>> {
+/// [`crate::LabError::File`] if `init` can't be read.
+pub fn guest_initramfs(init: &Path) -> Result<Vec<u8>> {
     let broken = || file("can't put into an archive", init);
     let content = fs::read(init).map_err(file("can't read", init))?;
     let mut cpio = CpioWriter::new(Vec::new());
-    for folder in ["dev", "proc", "sys", "modules"] {
+    for folder in ["dev", "proc", "sys"] {
         cpio.directory(folder).map_err(broken())?;
     }
     cpio.character_device("dev/console", 5, 1)
         .map_err(broken())?;
     cpio.file("init", 0o755, &content).map_err(broken())?;
-    for module in modules {
-        let content = fs::read(module).map_err(file("can't read", module))?;
-        let name = module.file_name().unwrap_or_default().to_string_lossy();
-        cpio.file(&format!("modules/{name}"), 0o644, &content)
-            .map_err(broken())?;
-    }
     cpio.finish().map_err(broken())
 }
 

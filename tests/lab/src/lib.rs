@@ -31,7 +31,6 @@ pub mod machine;
 pub mod module;
 pub mod net;
 pub mod package;
-pub mod printer;
 pub mod process;
 pub mod progress;
 pub mod sandbox;

@@ -101,8 +101,6 @@ pub struct MachineConfig<'a> {
 /// Where a machine's folder and its image appear inside the tree.
 const FOLDER: &str = "/pvmm/machine";
 const IMAGE: &str = "/pvmm/image";
-/// What the printer at a Bochs host's parallel port (378h, IRQ 7) has printed, in the machine's folder.
-pub(crate) const PRINTOUT: &str = "parport.out";
 /// Name of a host's disk in the machine's folder.
 const DISK: &str = "boot.disk";
 
@@ -171,7 +169,7 @@ fn bochsrc(config: &MachineConfig<'_>) -> String {
          boot: disk\n\
          com1: enabled=1, mode=file, dev=console.log\n\
          com2: enabled=1, mode=socket-client, dev=127.0.0.1:{}\n\
-         parport1: enabled=1, file={PRINTOUT}\n\
+         parport1: enabled=1, file=parport.out\n\
          clock: sync={}\n\
          log: bochs.log\n\
          error: action=ignore\n\

@@ -8,7 +8,6 @@ use pvmm_lab::image::{self, GuestFile};
 use pvmm_lab::kernel::Kernel;
 use pvmm_lab::machine::Pace;
 use pvmm_lab::module::{self, Module};
-use pvmm_lab::printer;
 use pvmm_lab::progress::Step;
 use pvmm_lab::sandbox;
 use pvmm_lab::tree::Tree;
@@ -23,8 +22,6 @@ pub struct Base {
     pub tree: Tree,
     /// Its kernel, which guests boot, and hosts unless there is another for them.
     pub kernel: Kernel,
-    /// Drivers for printers, for guests.
-    printer: PathBuf,
     /// The debug kernel, if hosts are to boot that.
     debug: Option<Kernel>,
 }
@@ -48,7 +45,6 @@ impl Base {
         let lock = cache.lock()?;
         let tree = Tree::ensure(&cache, &lock)?;
         let kernel = Kernel::ensure(&cache, &lock, &tree)?;
-        let printer = printer::ensure(&cache, &lock, &tree, &kernel)?;
         let debug = if debug {
             Some(Kernel::debug(&cache, &lock, &tree)?)
         } else {
@@ -57,7 +53,6 @@ impl Base {
         Ok(Base {
             tree,
             kernel,
-            printer,
             debug,
         })
     }
@@ -142,13 +137,12 @@ impl Base {
 }
 
 impl Base {
-    /// What hosts need to run a guest: Debian's kernel as it is, an initramfs with `init` and drivers, and Memtest86+.
+    /// What hosts need to run a guest: Debian's kernel as it is, an initramfs with `init`, and Memtest86+.
     fn guest(&self, init: &Path) -> Result<[GuestFile; 4]> {
         let folder = paths::lab().join("guest");
         fs::create_dir_all(&folder).map_err(file("can't make", &folder))?;
         let initrd = folder.join("initrd");
-        let drivers = printer::MODULES.map(|name| self.printer.join(name));
-        let archive = image::guest_initramfs(init, &drivers)?;
+        let archive = image::guest_initramfs(init)?;
         fs::write(&initrd, archive).map_err(file("can't write", &initrd))?;
         Ok([
             GuestFile {

@@ -10,7 +10,7 @@ use std::path::Path;
 use pvmm_guest::config::Exit;
 use pvmm_guest::Config;
 use rustix::mount::{mount, MountFlags};
-use rustix::system::{finit_module, reboot, RebootCommand};
+use rustix::system::{reboot, RebootCommand};
 
 /// Mounts what the checks need. What is mounted already (by the kernel's own choice) stays.
 ///
@@ -40,27 +40,6 @@ pub fn config() -> (Config, Vec<String>) {
             (Config::default(), vec![error])
         }
     }
-}
-
-/// Where the guest has modules, each with a name that sorts it behind those that it needs.
-const MODULES: &str = "/modules";
-
-/// Loads all modules that the guest has.
-///
-/// # Errors
-/// The kernel doesn't take one.
-pub fn load_modules() -> io::Result<()> {
-    let entries = fs::read_dir(MODULES)?;
-    let mut paths: Vec<_> = entries
-        .map(|entry| Ok(entry?.path()))
-        .collect::<io::Result<_>>()?;
-    paths.sort();
-    for path in paths {
-        let named = |error: io::Error| io::Error::other(format!("{}: {error}", path.display()));
-        let module = fs::File::open(&path).map_err(named)?;
-        finit_module(&module, c"", 0).map_err(|errno| named(errno.into()))?;
-    }
-    Ok(())
 }
 
 /// Keeps the kernel's messages off COM1, so that none is printed into the middle of a line of

@@ -126,9 +126,6 @@ impl Supervisor {
                 self.note("com2", "the kernel found no UART at 2F8h");
             }
         }
-        if self.config.print > 0 {
-            self.start(Role::Printer);
-        }
         loop {
             self.deadlines();
             self.wait();

@@ -98,7 +98,7 @@ fn prepare() -> Result<PathBuf> {
     })?;
     let program = compile(&[PROGRAM])?.join(PROGRAM);
     let initrd = paths::lab().join("bench-initrd");
-    let archive = image::guest_initramfs(&program, &[])?;
+    let archive = image::guest_initramfs(&program)?;
     std::fs::write(&initrd, archive).map_err(file("can't write", &initrd))?;
     let mut extra = moves::kernels()?;
     extra.extend(

@@ -6,7 +6,6 @@
 mod clock;
 mod com2;
 mod memory;
-mod printer;
 mod registers;
 
 use std::fmt;
@@ -24,8 +23,6 @@ pub enum Role {
     Registers,
     /// The second serial port.
     Com2,
-    /// The first parallel port.
-    Printer,
     /// Memory: number of the process, pages.
     Memory(u32, u32),
 }
@@ -36,7 +33,6 @@ impl fmt::Display for Role {
             Role::Clock => write!(f, "clock"),
             Role::Registers => write!(f, "registers"),
             Role::Com2 => write!(f, "com2"),
-            Role::Printer => write!(f, "printer"),
             Role::Memory(number, _) => write!(f, "memory{number}"),
         }
     }
@@ -60,7 +56,6 @@ impl Role {
             "clock" => Some(Role::Clock),
             "registers" => Some(Role::Registers),
             "com2" => Some(Role::Com2),
-            "printer" => Some(Role::Printer),
             "memory" => Some(Role::Memory(number()?, number()?)),
             _ => None,
         }
@@ -76,7 +71,6 @@ pub fn run(role: Role) -> ExitCode {
         Role::Clock => clock::run(&mut reporter, &config),
         Role::Registers => registers::run(&mut reporter),
         Role::Com2 => com2::run(&mut reporter, &config),
-        Role::Printer => printer::run(&mut reporter, &config),
         Role::Memory(number, pages) => memory::run(&mut reporter, &config, number, pages),
     };
     ExitCode::SUCCESS
@@ -92,7 +86,6 @@ mod tests {
             Role::Clock,
             Role::Registers,
             Role::Com2,
-            Role::Printer,
             Role::Memory(1, 2000),
         ] {
             let mut arguments = role.arguments().into_iter();
