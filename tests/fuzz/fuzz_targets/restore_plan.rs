@@ -20,8 +20,9 @@ use pvmm_migrate::devices::plan;
 use pvmm_migrate::state::DeviceRecord;
 use pvmm_migrate::vm::CapturedDevice;
 use pvmm_uapi::{
-    PlanStep, StateRecord, KIND_I8254, KIND_I8259, KIND_PARALLEL, KIND_UART16550, MAX_STATE_RECORDS,
-    ORIGIN_INFERRED, ORIGIN_LOG, ORIGIN_READ_BACK, OUTCOME_DONE, OUTCOME_REFUSED,
+    PlanStep, StateRecord, KIND_I8254, KIND_I8259, KIND_PARALLEL, KIND_UART16550,
+    MAX_STATE_RECORDS, ORIGIN_INFERRED, ORIGIN_LOG, ORIGIN_READ_BACK, OUTCOME_DONE,
+    OUTCOME_REFUSED,
 };
 
 /// Where the host's UART is, the only ports that the operator gave away.
